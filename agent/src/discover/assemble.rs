@@ -1,0 +1,329 @@
+//! Containers → [`Host`]. Pure: same containers, same result.
+//!
+//! Consumers that declare the same file on the host are consumers of one
+//! installation and must agree on what it is; two installations must not share
+//! files. Where they do not, a finding says so and nothing is managed there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use reseal_proto::v1::Finding;
+
+use super::labels::{Certificate, Trust};
+use super::mounts::{self, Located};
+use super::{
+    Consumer, Container, Endpoint, Host, Installation, Layout, Place, Reload, TrustTarget, Wanted,
+    finding, programs,
+};
+
+/// More installations on one host are not reported.
+pub const MAX_INSTALLATIONS: usize = 2000;
+
+/// Puts everything together. Certificates on disk are not looked at here.
+pub fn assemble(mut containers: Vec<Container>) -> Host {
+    containers.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut work = Assembly::default();
+    for container in &containers {
+        work.add(container);
+    }
+    work.finish()
+}
+
+#[derive(Default)]
+struct Assembly {
+    installations: BTreeMap<String, Installation>,
+    conflicts: BTreeSet<String>,
+    trusts: BTreeMap<String, TrustTarget>,
+    findings: Vec<Finding>,
+}
+
+impl Assembly {
+    fn add(&mut self, container: &Container) {
+        for problem in &container.declared.problems {
+            self.findings.push(finding(
+                problem.id,
+                &container.name,
+                &problem.message,
+                "warning",
+            ));
+        }
+        let mut bundles: Vec<String> = Vec::new();
+        for trust in &container.declared.trusts {
+            bundles.push(trust.bundle.clone());
+            self.trust(container, trust);
+        }
+        bundles.sort();
+        bundles.dedup();
+        for certificate in &container.declared.certificates {
+            self.certificate(container, certificate, &bundles);
+        }
+    }
+
+    fn locate(&mut self, container: &Container, name: &str, path: &str) -> Option<Located> {
+        match mounts::locate(&container.mounts, path) {
+            Ok(located) => Some(located),
+            Err(error) => {
+                let object = format!("{}/{name}", container.name);
+                let message = error.to_string();
+                self.findings
+                    .push(finding(error.code(), &object, &message, "critical"));
+                None
+            }
+        }
+    }
+
+    fn certificate(&mut self, container: &Container, declared: &Certificate, bundles: &[String]) {
+        let Some(located) = self.locate(container, &declared.name, &declared.path) else {
+            return;
+        };
+        let key = match declared.layout {
+            Layout::Combined => String::new(),
+            Layout::Pair => {
+                // A mount that ends at the key alone would split the pair.
+                let Some(key) = self.locate(container, &declared.name, &declared.key) else {
+                    return;
+                };
+                key.file
+            }
+        };
+        let place = Place {
+            mount: located.mount,
+            directory: located.directory,
+            certificate: located.file,
+            key,
+        };
+        let wanted = Wanted {
+            names: declared.names.clone(),
+            layout: declared.layout,
+            usage: declared.usage,
+            key_type: declared.key_type,
+            issuer: declared.issuer.clone(),
+            owner: declared.owner,
+            mode: declared.mode,
+        };
+        let label = format!("{}/{}", container.name, declared.name);
+        let consumer = self.consumer_with_findings(container, declared, &label);
+        let id = place.id();
+        match self.installations.get_mut(&id) {
+            None => {
+                self.installations.insert(
+                    id.clone(),
+                    Installation {
+                        id,
+                        label,
+                        wanted,
+                        place,
+                        consumers: vec![consumer],
+                        certificate: None,
+                        bundles: bundles.to_vec(),
+                    },
+                );
+            }
+            Some(known) if known.wanted == wanted && known.place == place => {
+                known.consumers.push(consumer);
+                known.bundles.extend_from_slice(bundles);
+                known.bundles.sort();
+                known.bundles.dedup();
+            }
+            Some(known) => {
+                let message = format!(
+                    "{label} and {} declare the same file {id} but not the same names, layout, usage, key type, owner or mode: it is not managed until they agree",
+                    known.label
+                );
+                self.findings
+                    .push(finding("label-conflict", &id, &message, "critical"));
+                self.conflicts.insert(id);
+            }
+        }
+    }
+
+    fn consumer_with_findings(
+        &mut self,
+        container: &Container,
+        declared: &Certificate,
+        label: &str,
+    ) -> Consumer {
+        let consumer = consumer(container, declared);
+        if container.running && declared.reload.is_none() && consumer.reload == Reload::None {
+            let message = format!(
+                "no reload method is declared and PID 1 ({}) is no known program: say reseal.cert.{}.reload=signal:HUP, exec:COMMAND, restart or none",
+                programs::described(container),
+                declared.name
+            );
+            self.findings
+                .push(finding("reload-missing", label, &message, "warning"));
+        }
+        if container.running && consumer.serves && consumer.endpoints.is_empty() {
+            let message = "ports are declared but the container has no address that the host can dial";
+            self.findings
+                .push(finding("endpoint-unreachable", label, message, "warning"));
+        }
+        consumer
+    }
+
+    fn trust(&mut self, container: &Container, declared: &Trust) {
+        let Some(located) = self.locate(container, &declared.name, &declared.path) else {
+            return;
+        };
+        let place = Place {
+            mount: located.mount,
+            directory: located.directory,
+            certificate: located.file,
+            key: String::new(),
+        };
+        let consumer = bundle_consumer(container);
+        let id = place.id();
+        match self.trusts.get_mut(&id) {
+            None => {
+                self.trusts.insert(
+                    id,
+                    TrustTarget {
+                        bundle: declared.bundle.clone(),
+                        place,
+                        owner: declared.owner,
+                        mode: declared.mode,
+                        consumers: vec![consumer],
+                    },
+                );
+            }
+            Some(known)
+                if known.bundle == declared.bundle
+                    && known.owner == declared.owner
+                    && known.mode == declared.mode =>
+            {
+                known.consumers.push(consumer);
+            }
+            Some(_) => {
+                let message = format!(
+                    "two containers declare the bundle file {id} differently: it is not written until they agree"
+                );
+                self.findings
+                    .push(finding("label-conflict", &id, &message, "critical"));
+                self.conflicts.insert(id);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Host {
+        self.find_shared_files();
+        for id in &self.conflicts {
+            self.installations.remove(id);
+            self.trusts.remove(id);
+        }
+        if self.installations.len() > MAX_INSTALLATIONS {
+            let message = format!(
+                "{} installations are declared, {MAX_INSTALLATIONS} are managed: the first by path",
+                self.installations.len()
+            );
+            self.findings
+                .push(finding("too-many", "host", &message, "critical"));
+            while self.installations.len() > MAX_INSTALLATIONS {
+                self.installations.pop_last();
+            }
+        }
+        self.findings
+            .sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+        self.findings.dedup();
+        Host {
+            installations: self.installations,
+            trusts: self.trusts.into_values().collect(),
+            findings: self.findings,
+        }
+    }
+
+    /// Two installations must not write the same file or the same `.reseal/<stem>`.
+    fn find_shared_files(&mut self) {
+        let mut owners: BTreeMap<String, String> = BTreeMap::new();
+        let mut claim = |claimed: String, id: &str, conflicts: &mut BTreeSet<String>| {
+            let other = owners.entry(claimed.clone()).or_insert_with(|| id.into());
+            if other.as_str() == id {
+                return None;
+            }
+            conflicts.insert(id.to_owned());
+            let message = format!("{id} needs {claimed}, which {other} already uses: it is not managed");
+            Some(finding("label-conflict", id, &message, "critical"))
+        };
+        for (id, installation) in &self.installations {
+            let place = &installation.place;
+            let mut files = vec![id.clone(), place.path_of(&format!(".reseal/{}", place.stem()))];
+            if !place.key.is_empty() {
+                files.push(place.path_of(&place.key));
+            }
+            for file in files {
+                self.findings.extend(claim(file, id, &mut self.conflicts));
+            }
+        }
+        for id in self.trusts.keys() {
+            self.findings
+                .extend(claim(id.clone(), id, &mut self.conflicts));
+        }
+    }
+}
+
+/// The consumer that `container` is for one of its certificates, as it is now.
+pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
+    let known = programs::known(container);
+    let (reload, known_check) = match (&declared.reload, known) {
+        (Some(reload), Some(known)) => (reload.clone(), known.check),
+        (Some(reload), None) => (reload.clone(), None),
+        (None, Some(known)) => (known.reload, known.check),
+        (None, None) => (Reload::None, None),
+    };
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    if container.running {
+        for port in &declared.verify {
+            let own = container
+                .addresses
+                .iter()
+                .map(|address| SocketAddr::new(*address, port.port));
+            let published = container.published.get(&port.port).into_iter().flatten();
+            for address in own.chain(published.copied()) {
+                endpoints.push(Endpoint {
+                    address: address.to_string(),
+                    sni: port.sni.clone(),
+                });
+            }
+        }
+        endpoints.sort();
+        endpoints.dedup();
+    }
+    Consumer {
+        container: container.name.clone(),
+        container_id: container.id.clone(),
+        image: container.image.clone(),
+        running: container.running,
+        pid: container.pid,
+        reload,
+        check: declared.check.clone().or(known_check),
+        serves: !declared.verify.is_empty(),
+        endpoints,
+    }
+}
+
+/// A bundle has no reload label of its own: the container's first certificate
+/// says how, else the known-program table.
+pub fn bundle_consumer(container: &Container) -> Consumer {
+    if let Some(first) = container.declared.certificates.first() {
+        return Consumer {
+            serves: false,
+            endpoints: Vec::new(),
+            ..consumer(container, first)
+        };
+    }
+    let known = programs::known(container);
+    Consumer {
+        container: container.name.clone(),
+        container_id: container.id.clone(),
+        image: container.image.clone(),
+        running: container.running,
+        pid: container.pid,
+        reload: known.as_ref().map_or(Reload::None, |known| known.reload.clone()),
+        check: known.and_then(|known| known.check),
+        serves: false,
+        endpoints: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+pub(crate) mod tests;

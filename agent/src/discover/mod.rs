@@ -1,0 +1,198 @@
+//! What is on this host: containers → installations, consumers, endpoints, findings.
+//!
+//! [`labels`] says what a container wants, [`mounts`] where that is on the
+//! host, [`programs`] how known programs reload, [`docker`] asks the engine,
+//! [`assemble`] puts it together (pure) and [`watch`] keeps it fresh. The
+//! types here are what everything else in the agent works on; nothing of them
+//! ever comes from the coordinator.
+
+pub mod assemble;
+pub mod docker;
+pub mod labels;
+pub mod mounts;
+pub mod programs;
+mod values;
+pub mod watch;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use reseal_proto::v1::{CertificateFacts, Finding, Usage};
+
+pub use values::{Command, Layout, Owner, Port, Reload, Signal};
+
+use crate::key::KeyType;
+
+/// What a container is, as far as Reseal cares.
+#[derive(Clone, Debug, Default)]
+pub struct Container {
+    /// Without the leading slash.
+    pub name: String,
+    /// 64 hex digits.
+    pub id: String,
+    /// As the container's configuration names it.
+    pub image: String,
+    /// Runs, is not paused and not waiting for its next restart.
+    pub running: bool,
+    /// Of PID 1 in the host's PID namespace; 0 when it does not run.
+    pub pid: i32,
+    /// Words of PID 1's command line as the kernel shows it; empty when it does not run.
+    pub process: Vec<String>,
+    /// What the engine starts: path and arguments.
+    pub command: Vec<String>,
+    /// Longest destination first is not assumed.
+    pub mounts: Vec<mounts::Mount>,
+    /// Where its ports answer when dialled from the host.
+    pub addresses: Vec<IpAddr>,
+    /// Published on the host: container port → addresses to dial.
+    pub published: BTreeMap<u16, Vec<std::net::SocketAddr>>,
+    /// `reseal.*` labels, parsed.
+    pub declared: labels::Declared,
+}
+
+/// Everything that was found.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// By id.
+    pub installations: BTreeMap<String, Installation>,
+    /// Trust bundles to write.
+    pub trusts: Vec<TrustTarget>,
+    /// Sorted, each once.
+    pub findings: Vec<Finding>,
+}
+
+/// A place where a certificate and its key live.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    /// [`Place::id`].
+    pub id: String,
+    /// "<container>/<certificate name>" of the first consumer.
+    pub label: String,
+    /// What the labels ask for.
+    pub wanted: Wanted,
+    /// Where it is.
+    pub place: Place,
+    /// By container name.
+    pub consumers: Vec<Consumer>,
+    /// What is on disk.
+    pub certificate: Option<CertificateFacts>,
+    /// Names of the trust bundles its consumers load.
+    pub bundles: Vec<String>,
+}
+
+/// What a certificate shall be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// DNS names and IP addresses.
+    pub names: Vec<String>,
+    /// Pair or combined.
+    pub layout: Layout,
+    /// Never `Unspecified`.
+    pub usage: Usage,
+    /// Kind of key.
+    pub key_type: KeyType,
+    /// "builtin".
+    pub issuer: String,
+    /// Keep what is there when absent.
+    pub owner: Option<Owner>,
+    /// Mode of the file with the key.
+    pub mode: Option<u32>,
+}
+
+/// Files on the host, beneath one mount.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The mount's source on the host, without the agent's `host_root`.
+    pub mount: String,
+    /// Directory beneath it; empty for the mount itself.
+    pub directory: String,
+    /// File name of the certificate, or of the combined file.
+    pub certificate: String,
+    /// File name of the key; empty for a combined file.
+    pub key: String,
+}
+
+impl Place {
+    /// The certificate file's path on the host: the installation's id.
+    pub fn id(&self) -> String {
+        self.path_of(&self.certificate)
+    }
+
+    /// A file of the same directory, as a path on the host.
+    pub fn path_of(&self, file: &str) -> String {
+        let mount = self.mount.trim_end_matches('/');
+        if self.directory.is_empty() {
+            format!("{mount}/{file}")
+        } else {
+            format!("{mount}/{}/{file}", self.directory)
+        }
+    }
+
+    /// The certificate's file name without its extension.
+    pub fn stem(&self) -> &str {
+        match self.certificate.rsplit_once('.') {
+            Some((stem, _)) if !stem.is_empty() => stem,
+            _ => &self.certificate,
+        }
+    }
+}
+
+/// A container that uses an installation.
+#[derive(Clone, Debug)]
+pub struct Consumer {
+    /// Its name: stable when it is recreated.
+    pub container: String,
+    /// Its id now.
+    pub container_id: String,
+    /// For people.
+    pub image: String,
+    /// See [`Container::running`].
+    pub running: bool,
+    /// See [`Container::pid`].
+    pub pid: i32,
+    /// By label, or by the known-program table.
+    pub reload: Reload,
+    /// What is run before the reload.
+    pub check: Option<Command>,
+    /// Does the label declare ports? They have addresses only while it runs.
+    pub serves: bool,
+    /// What can be dialled now.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// An address that serves TLS.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// "address:port".
+    pub address: String,
+    /// The name to ask for; an IP address means no SNI.
+    pub sni: String,
+}
+
+/// A trust bundle in a file.
+#[derive(Clone, Debug)]
+pub struct TrustTarget {
+    /// Which bundle.
+    pub bundle: String,
+    /// `certificate` is the file, `key` is empty.
+    pub place: Place,
+    /// Keep what is there when absent.
+    pub owner: Option<Owner>,
+    /// 0644 when absent.
+    pub mode: Option<u32>,
+    /// Who loads it.
+    pub consumers: Vec<Consumer>,
+}
+
+/// Makes a finding; control characters are taken out.
+pub fn finding(id: &str, object: &str, message: &str, severity: &str) -> Finding {
+    let clean = |text: &str, most: usize| -> String {
+        reseal_proto::facts::printable(text).chars().take(most).collect()
+    };
+    Finding {
+        id: id.to_owned(),
+        object: clean(object, 300),
+        message: clean(message, 500),
+        severity: severity.to_owned(),
+    }
+}

@@ -1,0 +1,380 @@
+//! The values that labels take: layouts, owners, modes, ports, commands, names.
+//!
+//! Each reader says in its error what would have been right. Nothing here
+//! touches the system. Called by [`super::labels`] and nobody else.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use reseal_proto::v1::Usage;
+
+/// How certificate and key lie on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Two files in one directory.
+    Pair,
+    /// Chain, then key, in one file.
+    Combined,
+}
+
+impl Layout {
+    /// As labels write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pair => "pair",
+            Self::Combined => "combined",
+        }
+    }
+}
+
+impl FromStr for Layout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "pair" => Ok(Self::Pair),
+            "combined" => Ok(Self::Combined),
+            _ => Err("must be pair or combined".into()),
+        }
+    }
+}
+
+/// Numeric owner of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id; the user id's number when the label names none.
+    pub gid: u32,
+}
+
+impl FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+        match (decimal(uid), decimal(gid)) {
+            (Some(uid), Some(gid)) => Ok(Self { uid, gid }),
+            _ => Err("must be UID or UID:GID in decimal numbers".into()),
+        }
+    }
+}
+
+/// A command for `docker exec`: no shell is involved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command(pub Vec<String>);
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(" "))
+    }
+}
+
+/// How a consumer is made to read its files again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// A signal to PID 1.
+    Signal(Signal),
+    /// A command inside the container.
+    Exec(Command),
+    /// The container is restarted: the last resort, only by label.
+    Restart,
+    /// The program sees the change by itself.
+    None,
+}
+
+impl fmt::Display for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(signal) => write!(f, "signal {}", signal.name()),
+            Self::Exec(command) => write!(f, "exec {command}"),
+            Self::Restart => f.write_str("restart"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+impl FromStr for Reload {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "restart" => Ok(Self::Restart),
+            None if text == "none" => Ok(Self::None),
+            Some(("signal", name)) => Signal::from_str(name).map(Self::Signal),
+            Some(("exec", command)) => Command::from_str(command).map(Self::Exec),
+            _ => Err("must be signal:NAME, exec:COMMAND, restart or none".into()),
+        }
+    }
+}
+
+/// A signal that programs take for "read your configuration again".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// 1
+    Hup,
+    /// 10
+    Usr1,
+    /// 12
+    Usr2,
+    /// 28
+    Winch,
+}
+
+impl Signal {
+    const ALL: [Self; 4] = [Self::Hup, Self::Usr1, Self::Usr2, Self::Winch];
+
+    /// Without `SIG`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hup => "HUP",
+            Self::Usr1 => "USR1",
+            Self::Usr2 => "USR2",
+            Self::Winch => "WINCH",
+        }
+    }
+
+    /// Its number on Linux, all architectures that Docker runs on.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Hup => 1,
+            Self::Usr1 => 10,
+            Self::Usr2 => 12,
+            Self::Winch => 28,
+        }
+    }
+}
+
+impl FromStr for Signal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.strip_prefix("SIG").unwrap_or(text);
+        Self::ALL
+            .into_iter()
+            .find(|signal| signal.name() == name)
+            .ok_or_else(|| "the signal must be HUP, USR1, USR2 or WINCH".into())
+    }
+}
+
+/// A container port that serves TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// TCP.
+    pub port: u16,
+    /// The name asked for; an address means no SNI.
+    pub sni: String,
+}
+
+impl FromStr for Command {
+    type Err = String;
+
+    /// Splits on white space; '...' and "..." keep it together, nothing else is special.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.len() > 1024 || text.contains('\0') {
+            return Err("the command must be at most 1024 bytes without NUL".into());
+        }
+        let mut words = Vec::new();
+        let mut word: Option<String> = None;
+        let mut quote: Option<char> = None;
+        for c in text.chars() {
+            match quote {
+                Some(open) if c == open => quote = None,
+                Some(_) => word.get_or_insert_default().push(c),
+                None if c == '\'' || c == '"' => {
+                    quote = Some(c);
+                    word.get_or_insert_default();
+                }
+                None if c.is_whitespace() => words.extend(word.take()),
+                None => word.get_or_insert_default().push(c),
+            }
+        }
+        if quote.is_some() {
+            return Err("a quote is not closed".into());
+        }
+        words.extend(word);
+        match words.first() {
+            Some(program) if !program.is_empty() => Ok(Self(words)),
+            _ => Err("the command is empty".into()),
+        }
+    }
+}
+
+/// `check=exec:COMMAND`.
+pub(super) fn check(text: &str) -> Result<Command, String> {
+    text.strip_prefix("exec:")
+        .ok_or_else(|| "must be exec:COMMAND".to_owned())
+        .and_then(Command::from_str)
+}
+
+/// `usage=`.
+pub(super) fn usage(text: &str) -> Result<Usage, String> {
+    match text {
+        "server" => Ok(Usage::Server),
+        "client" => Ok(Usage::Client),
+        "both" => Ok(Usage::Both),
+        _ => Err("must be server, client or both".into()),
+    }
+}
+
+/// A comma-separated list of DNS names and IP addresses, in order, each once.
+pub(super) fn names(text: &str) -> Result<Vec<String>, String> {
+    let mut seen = BTreeSet::new();
+    let mut names = Vec::new();
+    for item in text.split(',').map(str::trim) {
+        let name = if let Ok(address) = item.parse::<IpAddr>() {
+            address.to_string()
+        } else {
+            dns_name(item)?
+        };
+        if seen.insert(name.clone()) {
+            names.push(name);
+        }
+    }
+    if names.len() > 100 {
+        return Err("at most 100 names".into());
+    }
+    Ok(names)
+}
+
+/// RFC 1123 labels, optionally behind one "*.".
+fn dns_name(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_lowercase();
+    let host = name.strip_prefix("*.").unwrap_or(&name);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    };
+    let numeric_end = host
+        .rsplit('.')
+        .next()
+        .is_some_and(|last| last.chars().all(|c| c.is_ascii_digit()));
+    if name.len() <= 253 && host.split('.').all(label) && !numeric_end {
+        Ok(name)
+    } else {
+        Err("each entry must be a DNS name or an IP address".into())
+    }
+}
+
+/// An absolute path of plain components: nothing to normalise, nothing to escape with.
+pub(super) fn file_path(text: &str) -> Result<String, String> {
+    let good = text.len() <= 1024
+        && text.strip_prefix('/').is_some_and(|rest| {
+            !rest.is_empty()
+                && rest.split('/').all(|part| {
+                    !part.is_empty()
+                        && part != "."
+                        && part != ".."
+                        && part.len() <= 200
+                        && !part.chars().any(char::is_control)
+                })
+        });
+    let reserved = text.split('/').any(|part| part == ".reseal");
+    match (good, reserved) {
+        (true, false) => Ok(text.to_owned()),
+        (true, true) => Err("a directory .reseal belongs to the agent".into()),
+        (false, _) => {
+            Err("must be an absolute file path without empty, '.' or '..' components".into())
+        }
+    }
+}
+
+/// Directory and file name of a path that [`file_path`] accepted.
+pub(super) fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+/// The path with its extension replaced by ".key".
+pub(super) fn default_key(path: &str) -> String {
+    let (directory, file) = split(path);
+    let stem = match file.rsplit_once('.') {
+        Some((stem, _)) if !stem.is_empty() => stem,
+        _ => file,
+    };
+    format!("{directory}/{stem}.key")
+}
+
+/// An octal file mode without set-id bits.
+pub(super) fn mode(text: &str) -> Result<u32, String> {
+    let digits = (3..=4).contains(&text.len()) && text.chars().all(|c| ('0'..='7').contains(&c));
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if digits && mode <= 0o777 => Ok(mode),
+        _ => Err("must be an octal mode such as 0640".into()),
+    }
+}
+
+/// The mode of a file with a private key in it.
+pub(super) fn key_mode(text: &str) -> Result<u32, String> {
+    let mode = mode(text)?;
+    if mode & 0o007 != 0 {
+        return Err("a private key must not be open to everybody; use 0600 or 0640".into());
+    }
+    if mode & 0o400 == 0 {
+        return Err("the owner must be able to read the key".into());
+    }
+    Ok(mode)
+}
+
+/// `443,8443@api.example.test`, or `none`.
+pub(super) fn ports(text: &str) -> Result<Vec<(u16, Option<String>)>, String> {
+    if text == "none" {
+        return Ok(Vec::new());
+    }
+    let mut ports = Vec::new();
+    for item in text.split(',').map(str::trim) {
+        let (port, name) = match item.split_once('@') {
+            Some((port, name)) => (port, Some(name)),
+            None => (item, None),
+        };
+        let port = decimal(port)
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port > 0)
+            .ok_or("each entry must be PORT or PORT@NAME, or the whole of it none")?;
+        let name = match name {
+            None => None,
+            Some(name) if name.starts_with('*') => {
+                return Err("the name behind @ must be concrete, without '*'".into());
+            }
+            Some(name) => match name.parse::<IpAddr>() {
+                Ok(address) => Some(address.to_string()),
+                Err(_) => Some(dns_name(name)?),
+            },
+        };
+        let entry = (port, name);
+        if !ports.contains(&entry) {
+            ports.push(entry);
+        }
+    }
+    if ports.len() > 32 {
+        return Err("at most 32 ports".into());
+    }
+    Ok(ports)
+}
+
+/// Plain decimal digits only: no sign, no blank.
+fn decimal(text: &str) -> Option<u32> {
+    let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten()
+}
+
+/// Levenshtein distance, for "the nearest that does is".
+pub(super) fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,341 @@
+//! Keeps the picture of the host fresh: events, a full scan now and then.
+//!
+//! One task owns the scan; everybody else reads the newest [`Host`] or asks
+//! for a fresh one. While the engine cannot be reached the last picture stays
+//! (with a finding): an empty one would tell the coordinator that everything
+//! is gone. An installation whose container is gone stays known while its
+//! certificate is on disk, so that recreating a container loses nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use reseal_proto::v1::Finding;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, warn};
+
+use super::docker::{DockerError, Engine};
+use super::{Consumer, Host, Installation, assemble, finding};
+use crate::config::Config;
+use crate::dir::Dir;
+use crate::{chain, pem};
+
+/// Events come in bursts; one scan answers all of a burst.
+const SETTLE: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The newest picture and the way to a fresh one; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Discovery {
+    engine: Arc<Engine>,
+    host: watch::Receiver<Option<Arc<Host>>>,
+    requests: mpsc::Sender<Request>,
+}
+
+enum Request {
+    Scan(oneshot::Sender<Option<Arc<Host>>>),
+    Note(Note),
+}
+
+/// A finding of somebody else, kept until it is taken back.
+struct Note {
+    id: &'static str,
+    object: String,
+    finding: Option<Finding>,
+}
+
+impl Discovery {
+    /// Starts the task; it ends with the last `Discovery`.
+    pub fn start(config: Arc<Config>, engine: Arc<Engine>) -> Self {
+        let (sender, host) = watch::channel(None);
+        let (requests, receiver) = mpsc::channel(64);
+        let task = Task {
+            config,
+            engine: engine.clone(),
+            requests: receiver,
+            sender,
+            notes: BTreeMap::new(),
+            scanned: None,
+        };
+        tokio::spawn(task.run());
+        Self {
+            engine,
+            host,
+            requests,
+        }
+    }
+
+    /// Follows the picture; `None` until the first scan succeeded.
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<Host>>> {
+        self.host.clone()
+    }
+
+    /// The newest picture.
+    pub fn host(&self) -> Option<Arc<Host>> {
+        self.host.borrow().clone()
+    }
+
+    /// Scans now; falls back to the newest picture when the engine is away.
+    pub async fn scan(&self) -> Option<Arc<Host>> {
+        let (answer, answered) = oneshot::channel();
+        if self.requests.send(Request::Scan(answer)).await.is_err() {
+            return self.host();
+        }
+        answered.await.ok().flatten().or_else(|| self.host())
+    }
+
+    /// Adds (`Some`) or takes back (`None`) a finding.
+    pub async fn note(&self, id: &'static str, object: &str, found: Option<Finding>) {
+        let note = Note {
+            id,
+            object: object.to_owned(),
+            finding: found,
+        };
+        let _ = self.requests.send(Request::Note(note)).await;
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The consumers of an installation as they are at this moment: one call
+    /// per container, by name, because it may have been recreated. A container
+    /// that is gone, or declares something else now, is no consumer any more.
+    pub async fn consumers(&self, installation: &Installation) -> Result<Vec<Consumer>, DockerError> {
+        let newest = self
+            .host()
+            .and_then(|host| host.installations.get(&installation.id).cloned());
+        let known = newest.as_ref().unwrap_or(installation);
+        let mut consumers = Vec::new();
+        for consumer in &known.consumers {
+            let Some(container) = self.engine.container(&consumer.container).await? else {
+                continue;
+            };
+            let fresh = assemble::assemble(vec![container]);
+            if let Some(found) = fresh.installations.get(&installation.id) {
+                consumers.extend(found.consumers.iter().cloned());
+            }
+        }
+        Ok(consumers)
+    }
+}
+
+struct Task {
+    config: Arc<Config>,
+    engine: Arc<Engine>,
+    requests: mpsc::Receiver<Request>,
+    sender: watch::Sender<Option<Arc<Host>>>,
+    notes: BTreeMap<(&'static str, String), Finding>,
+    /// As scanned, without notes.
+    scanned: Option<Host>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            // Listening begins before the scan, so that nothing falls between.
+            let events = match self.engine.events().await {
+                Ok(events) => Some(events.boxed()),
+                Err(error) => {
+                    self.unreachable(&error);
+                    None
+                }
+            };
+            if let Some(events) = events {
+                self.scan().await;
+                if self.follow(events).await.is_err() {
+                    return;
+                }
+            }
+            // Without the engine, requests are answered from what is known.
+            let retry = tokio::time::sleep(RETRY);
+            tokio::pin!(retry);
+            loop {
+                tokio::select! {
+                    () = &mut retry => break,
+                    request = self.requests.recv() => match request {
+                        None => return,
+                        Some(Request::Scan(answer)) => { let _ = answer.send(None); }
+                        Some(Request::Note(note)) => self.note(note),
+                    },
+                }
+            }
+        }
+    }
+
+    /// Until the stream of events ends; `Err` when nobody listens any more.
+    async fn follow(
+        &mut self,
+        mut events: futures_util::stream::BoxStream<
+            'static,
+            Result<bollard::models::EventMessage, bollard::errors::Error>,
+        >,
+    ) -> Result<(), ()> {
+        let mut due = tokio::time::Instant::now() + self.config.scan_interval;
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) => {
+                        debug!(action = ?event.action, "container event");
+                        due = due.min(tokio::time::Instant::now() + SETTLE);
+                    }
+                    Some(Err(error)) => {
+                        warn!(%error, "the engine's event stream broke");
+                        return Ok(());
+                    }
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep_until(due) => {
+                    due = tokio::time::Instant::now() + self.config.scan_interval;
+                    if !self.scan().await {
+                        return Ok(());
+                    }
+                }
+                request = self.requests.recv() => match request {
+                    None => return Err(()),
+                    Some(Request::Note(note)) => self.note(note),
+                    Some(Request::Scan(answer)) => {
+                        let fresh = self.scan().await;
+                        let _ = answer.send(if fresh { self.sender.borrow().clone() } else { None });
+                    }
+                },
+            }
+        }
+    }
+
+    async fn scan(&mut self) -> bool {
+        let containers = match self.engine.containers().await {
+            Ok(containers) => containers,
+            Err(error) => {
+                self.unreachable(&error);
+                return false;
+            }
+        };
+        let names: Vec<String> = containers.iter().map(|c| c.name.clone()).collect();
+        let mut host = assemble::assemble(containers);
+        if let Some(before) = &self.scanned {
+            keep_orphans(&mut host, before, &names);
+        }
+        let config = self.config.clone();
+        let host = tokio::task::spawn_blocking(move || {
+            read_certificates(&config, &mut host);
+            host
+        })
+        .await;
+        let Ok(mut host) = host else { return false };
+        // An orphan without a file is nothing.
+        host.installations
+            .retain(|_, i| !i.consumers.is_empty() || i.certificate.is_some());
+        self.scanned = Some(host);
+        self.publish(None);
+        true
+    }
+
+    fn note(&mut self, note: Note) {
+        let key = (note.id, note.object);
+        let changed = match note.finding {
+            Some(found) => self.notes.insert(key, found.clone()) != Some(found),
+            None => self.notes.remove(&key).is_some(),
+        };
+        if changed {
+            self.publish(None);
+        }
+    }
+
+    fn unreachable(&self, error: &DockerError) {
+        warn!(error = %crate::chain_of(error), "the Docker Engine cannot be asked");
+        self.publish(Some(finding(
+            "docker-unreachable",
+            &self.config.docker,
+            "the Docker Engine cannot be asked: what is reported is what was last seen",
+            "critical",
+        )));
+    }
+
+    fn publish(&self, extra: Option<Finding>) {
+        let Some(mut host) = self.scanned.clone() else {
+            return;
+        };
+        host.findings.extend(self.notes.values().cloned());
+        host.findings.extend(extra);
+        host.findings
+            .sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+        self.sender.send_replace(Some(Arc::new(host)));
+    }
+}
+
+/// What lost its last container stays, unless that container is there again
+/// and declares something else.
+fn keep_orphans(host: &mut Host, before: &Host, names: &[String]) {
+    for (id, installation) in &before.installations {
+        let declared_away = installation
+            .consumers
+            .iter()
+            .any(|consumer| names.contains(&consumer.container));
+        let conflict = host
+            .findings
+            .iter()
+            .any(|found| found.id == "label-conflict" && found.object == *id);
+        if !host.installations.contains_key(id) && !declared_away && !conflict {
+            host.installations.insert(
+                id.clone(),
+                Installation {
+                    consumers: Vec::new(),
+                    ..installation.clone()
+                },
+            );
+        }
+    }
+}
+
+/// Fills in what is on disk.
+pub fn read_certificates(config: &Config, host: &mut Host) {
+    for installation in host.installations.values_mut() {
+        let file = Dir::open(config, &installation.place)
+            .and_then(|dir| dir.read(&installation.place.certificate, pem::MAX_FILE_BYTES));
+        let problem = match file {
+            Ok(None) => {
+                installation.certificate = None;
+                continue;
+            }
+            Ok(Some(file)) => match chain::facts(&file.bytes) {
+                Ok(facts) => {
+                    installation.certificate = Some(facts);
+                    continue;
+                }
+                Err(error) => (
+                    "certificate-unreadable",
+                    crate::chain_of(&error).to_string(),
+                ),
+            },
+            Err(error) => (error.code(), crate::chain_of(&error).to_string()),
+        };
+        installation.certificate = None;
+        host.findings.push(finding(
+            problem.0,
+            &installation.id,
+            &problem.1,
+            "critical",
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discover::assemble::tests::web;
+
+    #[test]
+    fn a_recreated_container_loses_nothing() {
+        let before = assemble::assemble(vec![web("web", "/srv/tls")]);
+        let mut gone = Host::default();
+        keep_orphans(&mut gone, &before, &[]);
+        let orphan = gone.installations.values().next().unwrap();
+        assert!(orphan.consumers.is_empty());
+        let mut relabelled = Host::default();
+        keep_orphans(&mut relabelled, &before, &["web".to_owned()]);
+        assert!(relabelled.installations.is_empty());
+    }
+}

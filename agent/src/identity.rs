@@ -1,0 +1,452 @@
+//! Who this host is: enrolment, the stored identity, its renewal.
+//!
+//! `identity.json` (0600) holds the certificate chain, its key and the
+//! coordinators' addresses. A renewed identity is `identity.next.json` until
+//! the coordinator has welcomed it; only then it takes the place of the old
+//! one, because the answer that brought it may have been lost on the other
+//! side. The enrolment key is on disk before it is used: the token is bound to
+//! it and only the same key may try again. The join token is never stored and
+//! never logged.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reseal_proto::channel::{self, ChannelError, Credentials, Trust};
+use reseal_proto::facts::{self, sha256};
+use reseal_proto::identity::{Identity as Spiffe, Role};
+use reseal_proto::telemetry::traced;
+use reseal_proto::token::{self, TokenError};
+use reseal_proto::v1::enrolment_client::EnrolmentClient;
+use reseal_proto::v1::{EnrolRequest, IdentityReply, JoinToken, RenewRequest, Usage};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::key::{KeyError, KeyType, PrivateKey};
+use crate::pem::{self, PemError};
+use crate::state::{self, StateError};
+
+const CURRENT: &str = "identity.json";
+const NEXT: &str = "identity.next.json";
+const ENROLLING: &str = "enrolling.json";
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// This host has no usable identity, or got no new one.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Never enrolled.
+    #[error(
+        "this host is not enrolled: run `reseal host invite NAME` at the coordinator, then `reseal-agent enrol TOKEN` here"
+    )]
+    NotEnrolled,
+    /// Off for longer than its identity lives.
+    #[error(
+        "the identity of host {host} expired: run `reseal host invite {host}` at the coordinator, then `reseal-agent enrol TOKEN` here; journal and certificates stay"
+    )]
+    Expired {
+        /// Its name.
+        host: String,
+    },
+    /// Belongs to somebody else already.
+    #[error(
+        "this host is already enrolled as {host} of fleet {fleet}; remove {path} if it shall become another"
+    )]
+    Enrolled {
+        /// Its name.
+        host: String,
+        /// Its fleet.
+        fleet: String,
+        /// Where the identity is.
+        path: PathBuf,
+    },
+    /// The token is none.
+    #[error("cannot use the join token")]
+    Token(#[source] TokenError),
+    /// The state directory.
+    #[error("cannot keep the identity")]
+    State(#[source] StateError),
+    /// The stored identity is not usable.
+    #[error("the stored identity {path} is damaged; enrol the host again")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Keys.
+    #[error("cannot make an identity key")]
+    Key(#[source] KeyError),
+    /// PEM of the chain.
+    #[error("cannot read the identity's chain")]
+    Pem(#[source] PemError),
+    /// No coordinator answered.
+    #[error("no coordinator can be reached; the last one tried was {address}")]
+    Connect {
+        /// "address:port".
+        address: String,
+        /// Why.
+        #[source]
+        source: ChannelError,
+    },
+    /// The coordinator refused.
+    #[error("the coordinator refused: {}", .0.message())]
+    Refused(Box<tonic::Status>),
+    /// The answer is not an identity for this host.
+    #[error("the coordinator's answer is no identity of this host: {0}")]
+    Reply(&'static str),
+}
+
+/// The identity of this host.
+#[derive(Debug)]
+pub struct Identity {
+    /// The trust domain.
+    pub fleet: String,
+    /// The host's name in it.
+    pub host: String,
+    /// "address:port" of each coordinator.
+    pub coordinators: Vec<String>,
+    /// The control-plane CA.
+    pub ca: CertificateDer<'static>,
+    /// Leaf first, without the CA.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Of the leaf.
+    pub key: PrivateKey,
+    /// Seconds since the Unix epoch.
+    pub not_before: i64,
+    /// Seconds since the Unix epoch.
+    pub not_after: i64,
+}
+
+/// Which of the two files an identity came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// In use.
+    Current,
+    /// Not welcomed yet.
+    Next,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    fleet: String,
+    host: String,
+    coordinators: Vec<String>,
+    ca: String,
+    certificate: String,
+    key: String,
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Enrolling {
+    token_id: String,
+    key: String,
+}
+
+impl Drop for Enrolling {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl Identity {
+    /// The TLS side of a session.
+    pub fn credentials(&self) -> Result<Credentials, IdentityError> {
+        let pkcs8 = self.key.to_pkcs8().map_err(IdentityError::Key)?;
+        Ok(Credentials {
+            chain: self.chain.clone(),
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.to_vec())),
+        })
+    }
+
+    /// When to ask for the next one: two thirds into the lifetime, moved by a
+    /// share (`jitter`, 0 to 1) of a tenth, so that a fleet does not come at once.
+    pub fn renew_at(&self, jitter: f64) -> i64 {
+        let lifetime = (self.not_after - self.not_before).max(0) as f64;
+        let moved = lifetime * (2.0 / 3.0 - 0.1 * jitter);
+        self.not_before + moved as i64
+    }
+
+    fn read(stored: &Stored) -> Result<Self, IdentityError> {
+        let ca = pem::read_certificates(stored.ca.as_bytes()).map_err(IdentityError::Pem)?;
+        let chain =
+            pem::read_certificates(stored.certificate.as_bytes()).map_err(IdentityError::Pem)?;
+        let pkcs8 = pem::read_key(stored.key.as_bytes()).map_err(IdentityError::Pem)?;
+        let key =
+            PrivateKey::from_pkcs8(KeyType::EcdsaP256, &pkcs8).map_err(IdentityError::Key)?;
+        let leaf = facts::parse(&chain[0]).map_err(|_| IdentityError::Reply("unreadable leaf"))?;
+        if sha256(leaf.public_key().raw) != key.spki_sha256() {
+            return Err(IdentityError::Reply("the certificate is for another key"));
+        }
+        let (not_before, not_after) = (
+            leaf.validity().not_before.timestamp(),
+            leaf.validity().not_after.timestamp(),
+        );
+        Ok(Self {
+            fleet: stored.fleet.clone(),
+            host: stored.host.clone(),
+            coordinators: stored.coordinators.clone(),
+            ca: ca.into_iter().next().ok_or(IdentityError::Reply("no CA"))?,
+            not_before,
+            not_after,
+            chain,
+            key,
+        })
+    }
+}
+
+/// The identity on disk.
+#[derive(Clone, Debug)]
+pub struct IdentityStore {
+    state_dir: PathBuf,
+}
+
+impl IdentityStore {
+    /// In this state directory.
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            state_dir: state_dir.to_owned(),
+        }
+    }
+
+    /// One of the two; `None` when it is not there.
+    pub fn load(&self, slot: Slot) -> Result<Option<Identity>, IdentityError> {
+        let path = self.state_dir.join(name(slot));
+        let Some(bytes) = state::read(&path).map_err(IdentityError::State)? else {
+            return Ok(None);
+        };
+        let bytes = Zeroizing::new(bytes);
+        let stored: Stored = serde_json::from_slice(&bytes)
+            .map_err(|_| IdentityError::Damaged { path: path.clone() })?;
+        Identity::read(&stored)
+            .map(Some)
+            .map_err(|_| IdentityError::Damaged { path })
+    }
+
+    /// The one to use; `now` in seconds since the Unix epoch.
+    pub fn usable(&self, now: i64) -> Result<Identity, IdentityError> {
+        let current = self
+            .load(Slot::Current)?
+            .ok_or(IdentityError::NotEnrolled)?;
+        if current.not_after <= now {
+            return Err(IdentityError::Expired { host: current.host });
+        }
+        Ok(current)
+    }
+
+    /// The next identity was welcomed: it is the current one from here on.
+    pub fn promote(&self) -> Result<(), IdentityError> {
+        let (from, to) = (self.state_dir.join(NEXT), self.state_dir.join(CURRENT));
+        std::fs::rename(&from, &to)
+            .map_err(|source| IdentityError::State(StateError::io("replace", &to)(source)))
+    }
+
+    fn save(&self, slot: Slot, identity: &Identity) -> Result<(), IdentityError> {
+        let pkcs8 = identity.key.to_pkcs8().map_err(IdentityError::Key)?;
+        let stored = Stored {
+            fleet: identity.fleet.clone(),
+            host: identity.host.clone(),
+            coordinators: identity.coordinators.clone(),
+            ca: pem::certificates([identity.ca.as_ref()]),
+            certificate: pem::certificates(identity.chain.iter().map(AsRef::as_ref)),
+            key: pem::private_key(&pkcs8).to_string(),
+        };
+        self.save_json(name(slot), &stored)
+    }
+
+    fn save_json(&self, name: &str, value: &impl Serialize) -> Result<(), IdentityError> {
+        let bytes = Zeroizing::new(
+            serde_json::to_vec_pretty(value).expect("strings are always valid JSON"),
+        );
+        state::write(&self.state_dir, name, &bytes).map_err(IdentityError::State)
+    }
+
+    /// Exchanges a join token for an identity and stores it.
+    pub async fn enrol(&self, token: &str, now: i64) -> Result<Identity, IdentityError> {
+        let token = token::decode(token).map_err(IdentityError::Token)?;
+        state::make_dir(&self.state_dir).map_err(IdentityError::State)?;
+        if let Ok(Some(there)) = self.load(Slot::Current) {
+            let same = there.fleet == token.fleet && there.host == token.host;
+            if !same && there.not_after > now {
+                return Err(IdentityError::Enrolled {
+                    host: there.host,
+                    fleet: there.fleet,
+                    path: self.state_dir.join(CURRENT),
+                });
+            }
+        }
+        let key = self.enrolment_key(&token.id)?;
+        let request = EnrolRequest {
+            token_id: token.id.clone(),
+            secret: token.secret.clone(),
+            csr: key
+                .request(&[], Usage::Unspecified)
+                .map_err(IdentityError::Key)?,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let reply = ask(&token, request).await?;
+        let pin = token.ca_pin.clone();
+        let identity = accept(reply, key, token.coordinators.clone(), |ca| {
+            sha256(ca).as_slice() == pin
+        })?;
+        if identity.fleet != token.fleet || identity.host != token.host {
+            return Err(IdentityError::Reply("it names another host than the token"));
+        }
+        self.save(Slot::Current, &identity)?;
+        for name in [NEXT, ENROLLING] {
+            state::remove(&self.state_dir, name).map_err(IdentityError::State)?;
+        }
+        Ok(identity)
+    }
+
+    /// The key that this token is or will be bound to.
+    fn enrolment_key(&self, token_id: &str) -> Result<PrivateKey, IdentityError> {
+        let path = self.state_dir.join(ENROLLING);
+        if let Some(bytes) = state::read(&path).map_err(IdentityError::State)? {
+            let bytes = Zeroizing::new(bytes);
+            let stored: Option<Enrolling> = serde_json::from_slice(&bytes).ok();
+            if let Some(stored) = stored.filter(|stored| stored.token_id == token_id) {
+                let pkcs8 =
+                    pem::read_key(stored.key.as_bytes()).map_err(IdentityError::Pem)?;
+                return PrivateKey::from_pkcs8(KeyType::EcdsaP256, &pkcs8)
+                    .map_err(IdentityError::Key);
+            }
+        }
+        let key = PrivateKey::generate(KeyType::EcdsaP256).map_err(IdentityError::Key)?;
+        let pkcs8 = key.to_pkcs8().map_err(IdentityError::Key)?;
+        let enrolling = Enrolling {
+            token_id: token_id.to_owned(),
+            key: pem::private_key(&pkcs8).to_string(),
+        };
+        self.save_json(ENROLLING, &enrolling)?;
+        Ok(key)
+    }
+
+    /// Exchanges the current identity for the next one over a session's channel.
+    pub async fn renew(
+        &self,
+        channel: tonic::transport::Channel,
+        current: &Identity,
+    ) -> Result<(), IdentityError> {
+        let key = PrivateKey::generate(KeyType::EcdsaP256).map_err(IdentityError::Key)?;
+        let csr = key
+            .request(&[], Usage::Unspecified)
+            .map_err(IdentityError::Key)?;
+        let mut request = traced(RenewRequest { csr });
+        request.set_timeout(TIMEOUT);
+        let reply = EnrolmentClient::new(channel)
+            .renew(request)
+            .await
+            .map_err(|status| IdentityError::Refused(Box::new(status)))?
+            .into_inner();
+        let identity = accept(reply, key, current.coordinators.clone(), |ca| {
+            ca == current.ca.as_ref()
+        })?;
+        if identity.fleet != current.fleet || identity.host != current.host {
+            return Err(IdentityError::Reply("it names another host"));
+        }
+        self.save(Slot::Next, &identity)
+    }
+}
+
+fn name(slot: Slot) -> &'static str {
+    match slot {
+        Slot::Current => CURRENT,
+        Slot::Next => NEXT,
+    }
+}
+
+/// Tries each coordinator of the token; a refusal is final, silence is not.
+async fn ask(token: &JoinToken, request: EnrolRequest) -> Result<IdentityReply, IdentityError> {
+    let pin: [u8; 32] = token
+        .ca_pin
+        .as_slice()
+        .try_into()
+        .map_err(|_| IdentityError::Reply("the token's pin has not 32 bytes"))?;
+    let mut last = IdentityError::Reply("the token names no coordinator");
+    for address in &token.coordinators {
+        let connected = match channel::client_config(Trust::Pin(pin), None) {
+            Ok(tls) => channel::connect(address, tls).await,
+            Err(error) => Err(error),
+        };
+        let channel = match connected {
+            Ok(channel) => channel,
+            Err(source) => {
+                last = IdentityError::Connect {
+                    address: address.clone(),
+                    source,
+                };
+                continue;
+            }
+        };
+        let mut message = traced(request.clone());
+        message.set_timeout(TIMEOUT);
+        match EnrolmentClient::new(channel).enrol(message).await {
+            Ok(reply) => return Ok(reply.into_inner()),
+            Err(status) if status.code() == tonic::Code::Unavailable => {
+                last = IdentityError::Refused(Box::new(status));
+            }
+            Err(status) => return Err(IdentityError::Refused(Box::new(status))),
+        }
+    }
+    Err(last)
+}
+
+/// Checks an answer: ours, signed by the CA we know, for the name it says.
+fn accept(
+    reply: IdentityReply,
+    key: PrivateKey,
+    coordinators: Vec<String>,
+    is_ca: impl FnOnce(&[u8]) -> bool,
+) -> Result<Identity, IdentityError> {
+    let mut chain: Vec<CertificateDer<'static>> =
+        reply.chain.into_iter().map(CertificateDer::from).collect();
+    let ca = chain.pop().ok_or(IdentityError::Reply("it is empty"))?;
+    if !is_ca(&ca) {
+        return Err(IdentityError::Reply("it ends in another CA"));
+    }
+    let leaf = chain
+        .first()
+        .ok_or(IdentityError::Reply("it has no certificate"))?;
+    let named = Spiffe::of_certificate(leaf)
+        .map_err(|_| IdentityError::Reply("the certificate names no identity"))?;
+    let expected = Spiffe {
+        fleet: reply.fleet.clone(),
+        role: Role::Host(reply.host.clone()),
+    };
+    if named != expected {
+        return Err(IdentityError::Reply("the certificate names somebody else"));
+    }
+    let parsed = facts::parse(leaf).map_err(|_| IdentityError::Reply("unreadable leaf"))?;
+    if sha256(parsed.public_key().raw) != key.spki_sha256() {
+        return Err(IdentityError::Reply("the certificate is for another key"));
+    }
+    let issuer = facts::parse(chain.get(1).unwrap_or(&ca))
+        .map_err(|_| IdentityError::Reply("unreadable CA"))?;
+    if parsed.verify_signature(Some(issuer.public_key())).is_err() {
+        return Err(IdentityError::Reply("the CA did not sign the certificate"));
+    }
+    let (not_before, not_after) = (
+        parsed.validity().not_before.timestamp(),
+        parsed.validity().not_after.timestamp(),
+    );
+    Ok(Identity {
+        fleet: reply.fleet,
+        host: reply.host,
+        coordinators,
+        ca,
+        not_before,
+        not_after,
+        chain,
+        key,
+    })
+}
+
+#[cfg(test)]
+#[path = "identity_tests.rs"]
+mod tests;

@@ -1,0 +1,237 @@
+//! What a batch was about to do, on disk before it is done.
+//!
+//! One file per batch under `state_dir/journal`, rewritten atomically at each
+//! phase. It holds no key: keys are in the generation's directory beside the
+//! certificate. A batch ends with its result in the outbox; only then its
+//! journal is removed. Read back by the batch runner after a crash.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use prost::Message;
+use reseal_proto::v1::{Failure, Order, TargetProof};
+use tokio::sync::Mutex;
+
+use crate::state::{self, StateError};
+
+const EXTENSION: &str = "pb";
+
+/// How far a target was meant to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Phase {
+    /// Nothing was done.
+    Ordered = 0,
+    /// A key is being made, a certificate asked for.
+    Requested = 1,
+    /// Validated; the pair is being switched, reloaded, verified.
+    Installing = 2,
+    /// It failed; the generation before is being brought back.
+    RollingBack = 3,
+    /// The proof is complete.
+    Done = 4,
+}
+
+/// One target of a batch.
+#[derive(Clone, PartialEq, Message)]
+pub struct Entry {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub installation: String,
+    /// A [`Phase`].
+    #[prost(enumeration = "Phase", tag = "2")]
+    pub phase: i32,
+    /// The generation that is being made.
+    #[prost(string, tag = "3")]
+    pub generation: String,
+    /// The generation that was current before; absent: none.
+    #[prost(string, optional, tag = "4")]
+    pub previous: Option<String>,
+    /// Fingerprint of what was there before; empty: nothing.
+    #[prost(bytes = "vec", tag = "5")]
+    pub before: Vec<u8>,
+    /// Fingerprint of the new certificate, once there is one.
+    #[prost(bytes = "vec", tag = "6")]
+    pub new: Vec<u8>,
+    /// Why it is being rolled back.
+    #[prost(message, optional, tag = "7")]
+    pub failure: Option<Failure>,
+    /// The result.
+    #[prost(message, optional, tag = "8")]
+    pub proof: Option<TargetProof>,
+    /// For people, as it was when the batch began.
+    #[prost(string, tag = "9")]
+    pub label: String,
+}
+
+/// A batch.
+#[derive(Clone, PartialEq, Message)]
+pub struct Batch {
+    /// As it came.
+    #[prost(message, optional, tag = "1")]
+    pub order: Option<Order>,
+    /// Seconds since the Unix epoch.
+    #[prost(int64, tag = "2")]
+    pub started_at: i64,
+    /// In the order's order.
+    #[prost(message, repeated, tag = "3")]
+    pub entries: Vec<Entry>,
+}
+
+/// The journal of one running batch; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    directory: PathBuf,
+    batch: Arc<Mutex<Batch>>,
+}
+
+impl Journal {
+    /// Begins a batch: from here on a crash resumes it.
+    pub fn begin(state_dir: &Path, order: Order, started_at: i64) -> Result<Self, StateError> {
+        let entries = order.installations.iter().map(|installation| Entry {
+            installation: installation.clone(),
+            ..Entry::default()
+        });
+        let batch = Batch {
+            entries: entries.collect(),
+            order: Some(order),
+            started_at,
+        };
+        let journal = Self::of(state_dir, batch.clone())?;
+        store(&journal.directory, &batch)?;
+        Ok(journal)
+    }
+
+    /// The batches that a crash has left behind.
+    pub fn unfinished(state_dir: &Path) -> Result<Vec<Self>, StateError> {
+        let directory = directory(state_dir);
+        state::make_dir(&directory)?;
+        let list = std::fs::read_dir(&directory).map_err(StateError::io("list", &directory))?;
+        let mut found = Vec::new();
+        for entry in list {
+            let path = entry.map_err(StateError::io("list", &directory))?.path();
+            if path.extension().is_none_or(|extension| extension != EXTENSION) {
+                continue;
+            }
+            let bytes = state::read(&path)?.unwrap_or_default();
+            let batch = Batch::decode(bytes.as_slice()).ok();
+            match batch.filter(|batch| batch.order.is_some()) {
+                Some(batch) => found.push(batch),
+                None => return Err(StateError::Damaged { path }),
+            }
+        }
+        found.sort_by_key(|batch| batch.started_at);
+        found
+            .into_iter()
+            .map(|batch| Self::of(state_dir, batch))
+            .collect()
+    }
+
+    fn of(state_dir: &Path, batch: Batch) -> Result<Self, StateError> {
+        let directory = directory(state_dir);
+        state::make_dir(&directory)?;
+        Ok(Self {
+            directory,
+            batch: Arc::new(Mutex::new(batch)),
+        })
+    }
+
+    /// As it stands.
+    pub async fn batch(&self) -> Batch {
+        self.batch.lock().await.clone()
+    }
+
+    /// One entry as it stands.
+    pub async fn entry(&self, at: usize) -> Entry {
+        self.batch.lock().await.entries[at].clone()
+    }
+
+    /// Changes entries; on disk when this returns.
+    pub async fn update(&self, change: impl FnOnce(&mut Vec<Entry>)) -> Result<(), StateError> {
+        let mut batch = self.batch.lock().await;
+        change(&mut batch.entries);
+        let (directory, copy) = (self.directory.clone(), batch.clone());
+        // The lock is held: writes come in order.
+        tokio::task::spawn_blocking(move || store(&directory, &copy))
+            .await
+            .expect("writing a file does not panic")
+    }
+
+    /// The result is safe elsewhere.
+    pub async fn finish(&self) -> Result<(), StateError> {
+        let batch = self.batch.lock().await;
+        state::remove(&self.directory, &name_of(&batch))
+    }
+}
+
+fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("journal")
+}
+
+fn name_of(batch: &Batch) -> String {
+    let name = batch.order.as_ref().map_or("", |order| order.batch.as_str());
+    state::file_name(name, EXTENSION)
+}
+
+fn store(directory: &Path, batch: &Batch) -> Result<(), StateError> {
+    state::write(directory, &name_of(batch), &batch.encode_to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn order(batch: &str) -> Order {
+        Order {
+            batch: batch.into(),
+            installations: vec!["/a".into(), "/b".into()],
+            ..Order::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::begin(dir.path(), order("r1.0"), 5).unwrap();
+        journal
+            .update(|entries| entries[1].generation = "g".into())
+            .await
+            .unwrap();
+        let found = Journal::unfinished(dir.path()).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].batch().await, journal.batch().await);
+        assert_eq!(found[0].entry(1).await.generation, "g");
+        journal.finish().await.unwrap();
+        assert!(Journal::unfinished(dir.path()).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_torn_write_is_not_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::begin(dir.path(), order("r1.0"), 5).unwrap();
+        // What a crash in the middle of a write leaves behind.
+        std::fs::write(directory(dir.path()).join(".r1.0.pb.new"), b"torn").unwrap();
+        let found = Journal::unfinished(dir.path()).unwrap();
+        assert_eq!(found[0].batch().await, journal.batch().await);
+    }
+
+    #[test]
+    fn a_damaged_journal_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        Journal::begin(dir.path(), order("r1.0"), 5).unwrap();
+        std::fs::write(directory(dir.path()).join("r1.0.pb"), b"\xff\xff").unwrap();
+        let error = Journal::unfinished(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("r1.0.pb"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let dir = tempfile::tempdir().unwrap();
+            Journal::unfinished(dir.path()).unwrap();
+            std::fs::write(directory(dir.path()).join("x.pb"), &bytes).unwrap();
+            let _ = Journal::unfinished(dir.path());
+        }
+    }
+}

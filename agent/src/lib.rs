@@ -1,0 +1,58 @@
+//! The Reseal agent, one per Docker host, in the order in which things flow.
+//!
+//! - [`config`] reads the settings, [`app`] wires everything and owns the clock of the process.
+//! - [`identity`] is who this host is; [`key`] makes and holds private keys; [`pem`] is their text form.
+//! - [`discover`] turns containers, labels and mounts into installations; [`inventory`] reports them.
+//! - [`link`] is the session with the coordinator; [`outbox`] keeps results until they are acknowledged.
+//! - [`renew`] runs a batch, [`target`] one target of it: [`plan`] says what is next, [`journal`] remembers it.
+//! - [`chain`] validates, [`install`] writes (through [`dir`]), [`reload`] reloads, [`verify`] proves.
+//! - [`served`] looks after consumers that start later, [`trust`] writes trust bundles, [`evidence`] signs.
+//! - [`scan`] and [`doctor`] are the two commands for people; [`metrics`] is for Prometheus.
+//!
+//! The coordinator only ever names installations that the host declared itself:
+//! nothing that comes over the wire is a path, a command or a signal.
+
+pub mod app;
+pub mod chain;
+pub mod config;
+pub mod dir;
+pub mod discover;
+pub mod doctor;
+pub mod evidence;
+pub mod identity;
+pub mod install;
+pub mod inventory;
+pub mod journal;
+pub mod key;
+pub mod link;
+pub mod metrics;
+pub mod outbox;
+pub mod pem;
+pub mod plan;
+pub mod reload;
+pub mod renew;
+pub mod scan;
+pub mod served;
+pub mod state;
+pub mod target;
+pub mod trust;
+pub mod verify;
+
+/// An error with everything below it, on one line; for logs and findings.
+pub fn chain_of(error: &(dyn std::error::Error + 'static)) -> impl std::fmt::Display + '_ {
+    Chain(error)
+}
+
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            write!(f, ": {error}")?;
+            next = error.source();
+        }
+        Ok(())
+    }
+}

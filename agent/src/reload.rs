@@ -1,0 +1,264 @@
+//! Makes consumers read their files again: signal, exec or, last, restart.
+//!
+//! Before a signal it is checked that PID 1 catches it: a signal nobody
+//! catches kills the program or does nothing. Before any reload the program's
+//! own configuration check runs, where one is known. A container that does not
+//! run is never started. One reload at a time per container, so that two
+//! certificates of one program do not disturb each other.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use reseal_proto::v1::ReloadProof;
+use tracing::info;
+
+use crate::discover::docker::{DockerError, Engine};
+use crate::discover::{Command, Consumer, Reload, Signal};
+
+/// A consumer could not be reloaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The program refuses its configuration.
+    #[error(
+        "container {container} refuses its configuration, so it was not reloaded: `{check}` ended with {status}: {output}"
+    )]
+    Check {
+        /// Its name.
+        container: String,
+        /// The check.
+        check: String,
+        /// Exit status.
+        status: i64,
+        /// The end of what it wrote.
+        output: String,
+    },
+    /// PID 1 does not catch the signal.
+    #[error(
+        "PID 1 of container {container} does not catch SIG{signal}, so it was not sent; a shell or init in front may hide the program: declare another reload method"
+    )]
+    NotCaught {
+        /// Its name.
+        container: String,
+        /// Without `SIG`.
+        signal: &'static str,
+    },
+    /// `/proc` does not show the process.
+    #[error(
+        "cannot see process {pid} of container {container}, so no signal was sent; the agent needs the host's PID namespace"
+    )]
+    Invisible {
+        /// Its name.
+        container: String,
+        /// In the host's PID namespace.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The declared command failed.
+    #[error("`{command}` in container {container} ended with {status}: {output}")]
+    Exec {
+        /// Its name.
+        container: String,
+        /// As declared.
+        command: String,
+        /// Exit status.
+        status: i64,
+        /// The end of what it wrote.
+        output: String,
+    },
+    /// The engine refused.
+    #[error("cannot reload container {container}")]
+    Docker {
+        /// Its name.
+        container: String,
+        /// What failed.
+        #[source]
+        source: DockerError,
+    },
+}
+
+impl ReloadError {
+    /// A stable word for failures.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Check { .. } => "check-refused",
+            Self::NotCaught { .. } => "signal-not-caught",
+            Self::Invisible { .. } => "process-invisible",
+            Self::Exec { .. } => "exec-failed",
+            Self::Docker { .. } => "docker-failed",
+        }
+    }
+}
+
+/// Reloads; holds one lock per container.
+#[derive(Debug, Default)]
+pub struct Reloader {
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Reloader {
+    /// Reloads every consumer that runs: gentle methods first, restarts one at
+    /// a time and last. The first failure ends it; what was done comes back
+    /// with it.
+    pub async fn reload(
+        &self,
+        engine: &Engine,
+        consumers: &[Consumer],
+    ) -> (Vec<ReloadProof>, Result<(), ReloadError>) {
+        let mut order: Vec<&Consumer> = consumers.iter().filter(|c| c.running).collect();
+        order.sort_by_key(|consumer| consumer.reload == Reload::Restart);
+        let mut proofs = Vec::new();
+        for consumer in order {
+            let lock = self.lock(&consumer.container);
+            let _held = lock.lock().await;
+            match one(engine, consumer).await {
+                Ok(Some(proof)) => proofs.push(proof),
+                Ok(None) => {}
+                Err(error) => return (proofs, Err(error)),
+            }
+        }
+        (proofs, Ok(()))
+    }
+
+    fn lock(&self, container: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().expect("no panic while held");
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        locks.entry(container.to_owned()).or_default().clone()
+    }
+}
+
+async fn one(engine: &Engine, consumer: &Consumer) -> Result<Option<ReloadProof>, ReloadError> {
+    let container = consumer.container.as_str();
+    let docker = |source| ReloadError::Docker {
+        container: container.to_owned(),
+        source,
+    };
+    if let Some(check) = &consumer.check {
+        run_check(engine, consumer, check).await?;
+    }
+    match &consumer.reload {
+        Reload::None => return Ok(None),
+        Reload::Signal(signal) => {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", consumer.pid))
+                .map_err(|source| ReloadError::Invisible {
+                    container: container.to_owned(),
+                    pid: consumer.pid,
+                    source,
+                })?;
+            if !catches(&status, *signal) {
+                return Err(ReloadError::NotCaught {
+                    container: container.to_owned(),
+                    signal: signal.name(),
+                });
+            }
+            engine
+                .signal(&consumer.container_id, *signal)
+                .await
+                .map_err(docker)?;
+        }
+        Reload::Exec(command) => {
+            let ended = engine
+                .exec(&consumer.container_id, command)
+                .await
+                .map_err(docker)?;
+            if ended.status != 0 {
+                return Err(ReloadError::Exec {
+                    container: container.to_owned(),
+                    command: command.to_string(),
+                    status: ended.status,
+                    output: ended.output,
+                });
+            }
+        }
+        Reload::Restart => engine
+            .restart(&consumer.container_id)
+            .await
+            .map_err(docker)?,
+    }
+    info!(container, method = %consumer.reload, "reloaded");
+    Ok(Some(ReloadProof {
+        container: container.to_owned(),
+        container_id: consumer.container_id.clone(),
+        method: consumer.reload.to_string(),
+        at: crate::app::now(),
+    }))
+}
+
+async fn run_check(
+    engine: &Engine,
+    consumer: &Consumer,
+    check: &Command,
+) -> Result<(), ReloadError> {
+    let ended = engine
+        .exec(&consumer.container_id, check)
+        .await
+        .map_err(|source| ReloadError::Docker {
+            container: consumer.container.clone(),
+            source,
+        })?;
+    if ended.status == 0 {
+        return Ok(());
+    }
+    Err(ReloadError::Check {
+        container: consumer.container.clone(),
+        check: check.to_string(),
+        status: ended.status,
+        output: ended.output,
+    })
+}
+
+/// Reads SigCgt of `/proc/<pid>/status` (proc(5)): bit n-1 is signal n.
+fn catches(status: &str, signal: Signal) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigCgt:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << (signal.number() - 1)) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_which_signals_are_caught() {
+        let status = "Name:\tnginx\nSigCgt:\t0000000000000201\n";
+        assert!(catches(status, Signal::Hup));
+        assert!(catches(status, Signal::Usr1));
+        assert!(!catches(status, Signal::Usr2));
+        assert!(!catches("Name: x\n", Signal::Hup));
+        assert!(!catches("SigCgt:\tzz\n", Signal::Hup));
+    }
+
+    #[test]
+    fn this_very_process_is_readable() {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        assert!(status.contains("SigCgt:"));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_run_is_not_touched() {
+        let consumer = Consumer {
+            container: "web".into(),
+            container_id: "x".into(),
+            image: String::new(),
+            running: false,
+            pid: 0,
+            reload: Reload::Restart,
+            check: None,
+            serves: true,
+            endpoints: Vec::new(),
+        };
+        // There is no engine at this address: any call would fail.
+        let engine = Engine::new("unix:///nonexistent.sock");
+        let reloader = Reloader::default();
+        let (proofs, result) = reloader.reload(&engine, &[consumer.clone()]).await;
+        assert!(proofs.is_empty() && result.is_ok());
+        let running = Consumer {
+            running: true,
+            ..consumer
+        };
+        assert!(reloader.reload(&engine, &[running]).await.1.is_err());
+    }
+}

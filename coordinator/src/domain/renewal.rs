@@ -1,0 +1,74 @@
+//! When a certificate is renewed by plan.
+//!
+//! A long-lived certificate is due with 30 days left, a short-lived one with a
+//! third of its lifetime left, whichever comes later. Up to a tenth of the
+//! remaining time is taken off, fixed per installation, so that a fleet does
+//! not come all at once. A failed renewal is tried again with growing pauses.
+
+use reseal_proto::facts::sha256;
+use reseal_proto::v1::CertificateFacts;
+
+const DAY: i64 = 86_400;
+/// Days left at which a long-lived certificate is due.
+pub const LONG_LIVED_DAYS_LEFT: i64 = 30;
+/// First pause after a failed renewal, seconds; it doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: i64 = 30;
+/// Longest pause between tries, seconds.
+pub const MAX_PAUSE: i64 = 3600;
+
+/// When the certificate of `installation` is due, seconds since the Unix epoch.
+/// One that is not there is due at once (0).
+pub fn due_at(host: &str, installation: &str, facts: Option<&CertificateFacts>) -> i64 {
+    let Some(facts) = facts else {
+        return 0;
+    };
+    let lifetime = (facts.not_after - facts.not_before).max(0);
+    let margin = (LONG_LIVED_DAYS_LEFT * DAY).min(lifetime / 3);
+    facts.not_after - margin - jitter(host, installation, margin / 10)
+}
+
+/// Seconds to wait after the `attempt`-th failure in a row, 1-based.
+pub fn pause(attempt: u32) -> i64 {
+    FIRST_PAUSE
+        .saturating_mul(1_i64.checked_shl(attempt.saturating_sub(1).min(20)).unwrap_or(i64::MAX))
+        .min(MAX_PAUSE)
+}
+
+/// 0 ..= `spread`, always the same for one installation.
+fn jitter(host: &str, installation: &str, spread: i64) -> i64 {
+    let digest = sha256(format!("{host}\0{installation}").as_bytes());
+    let number = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
+    i64::from(number) % (spread.max(0) + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn facts(not_before: i64, not_after: i64) -> CertificateFacts {
+        CertificateFacts { not_before, not_after, ..CertificateFacts::default() }
+    }
+
+    #[test]
+    fn thresholds() {
+        assert_eq!(due_at("h", "i", None), 0);
+        let year = due_at("h", "i", Some(&facts(0, 365 * DAY)));
+        assert!((332 * DAY..=335 * DAY).contains(&year), "{year}");
+        let hour = due_at("h", "i", Some(&facts(0, 3600)));
+        assert!((2280..=2400).contains(&hour), "{hour}");
+    }
+
+    #[test]
+    fn pauses_grow_to_an_hour() {
+        assert_eq!([pause(1), pause(2), pause(3), pause(9), pause(99)], [30, 60, 120, MAX_PAUSE, MAX_PAUSE]);
+    }
+
+    proptest! {
+        #[test]
+        fn due_lies_within_the_lifetime(start in 0i64..1_000_000, lifetime in 60i64..400 * DAY, host in "[a-z]{1,8}") {
+            let due = due_at(&host, "i", Some(&facts(start, start + lifetime)));
+            prop_assert!(due >= start && due <= start + lifetime);
+        }
+    }
+}

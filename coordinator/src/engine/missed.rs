@@ -1,0 +1,109 @@
+//! Finds targets that a running rotation did not know of.
+//!
+//! A compromise is about every certificate of a key, not about those that were
+//! on record when the rotation began: a chain that was on its way to a host, a
+//! host that reports again after a month. Whenever an inventory changes it is
+//! looked through, and what is missing joins the newest ordered wave.
+
+use std::collections::BTreeSet;
+
+use reseal_proto::v1::{Installation, OnFailure};
+
+use super::Turn;
+use crate::domain::selection::{self, IssuerKey};
+use crate::domain::{rotation, target};
+use crate::store::record::{Batch, Inventory};
+use crate::store::{AuditDraft, Commit, StoreError, keys};
+
+/// Adds what was missed.
+pub(super) async fn add(turn: &Turn<'_>) -> Result<(), StoreError> {
+    let moved = turn.engine.view.take_moved();
+    for host in moved {
+        for wanted in concerned(turn, &host) {
+            look(turn, &host, &wanted).await?;
+        }
+    }
+    Ok(())
+}
+
+struct Wanted {
+    rotation: String,
+    wave: u32,
+    issuer: IssuerKey,
+    on_failure: OnFailure,
+    traceparent: String,
+}
+
+/// Rotations away from an issuer that this host still shows.
+fn concerned(turn: &Turn<'_>, host: &str) -> Vec<Wanted> {
+    let state = turn.engine.view.read();
+    let Some(view) = state.hosts.get(host) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for (number, rotation) in &state.rotations {
+        let record = &rotation.record;
+        if !rotation::accepts_work(rotation.state)
+            || !record.selection.as_ref().is_some_and(selection::means_every_certificate)
+        {
+            continue;
+        }
+        let Some(issuer) = state.authorities.get(&record.compromised) else { continue };
+        if view.issued_by(issuer) > 0 {
+            found.push(Wanted {
+                rotation: format!("r{number}"),
+                wave: rotation.wave,
+                issuer: issuer.clone(),
+                on_failure: record.on_failure(),
+                traceparent: record.traceparent.clone(),
+            });
+        }
+    }
+    found
+}
+
+async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreError> {
+    let store = &turn.engine.store;
+    let batches = store.range::<Batch>(&keys::batches_of(host)).await?;
+    // Whatever is open will be worked on anyway, and gets its certificate from the new issuer.
+    let known: BTreeSet<&str> = batches
+        .iter()
+        .filter(|(_, batch)| batch.value.rotation == wanted.rotation || batch.value.finished_at == 0)
+        .flat_map(|(_, batch)| &batch.value.targets)
+        .map(|target| target.installation.as_str())
+        .collect();
+    let inventory = store.range::<Inventory>(&keys::inventory_of(host)).await?;
+    let missed: Vec<&Installation> = inventory
+        .iter()
+        .flat_map(|(_, chunk)| &chunk.value.installations)
+        .filter(|installation| {
+            installation.certificate.as_ref().is_some_and(|facts| wanted.issuer.issued(facts))
+        })
+        .filter(|installation| !known.contains(installation.id.as_str()))
+        .collect();
+    let taken = batches.iter().filter(|(_, batch)| batch.value.rotation == wanted.rotation).count();
+    for (number, chunk) in missed.chunks(target::PER_BATCH).enumerate() {
+        let name = format!("{}.{}", wanted.rotation, taken + number);
+        let key = keys::batch(host, &name);
+        let record = Batch {
+            rotation: wanted.rotation.clone(),
+            wave: wanted.wave,
+            targets: chunk.iter().map(|installation| target::pending(installation)).collect(),
+            created_at: turn.now,
+            traceparent: wanted.traceparent.clone(),
+            on_failure: wanted.on_failure.into(),
+            ..Batch::default()
+        };
+        tracing::warn!(host, rotation = %wanted.rotation, targets = chunk.len(), "found targets that the rotation had missed");
+        let draft = AuditDraft {
+            at: turn.now,
+            actor: "coordinator".into(),
+            action: "rotation.extend".into(),
+            object: format!("rotation/{}", wanted.rotation),
+            outcome: "done".into(),
+            detail: format!("{} targets found on host {host}", chunk.len()),
+        };
+        store.commit(Commit::new().lease(turn.lease).absent(&key).put(&key, &record).audit(draft)).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! The engine: what is due, done once, by whoever holds the lease.
+//!
+//! One driver, woken by the projection or the clock. Each activation takes no
+//! input: it looks at the state, asks the domain what is next, and commits that
+//! under the lease. Killed at any line, the next engine finds the same question
+//! and gives the same answer.
+//!
+//! - [`rotations`]: orders waves, halts, trails, completes.
+//! - [`stragglers`]: names hosts that are away when they are ordered.
+//! - [`missed`]: finds targets that a running rotation did not know of.
+//! - [`renewals`]: orders what is due by plan.
+//! - [`orphans`]: removes batches of rotations that never began.
+
+mod missed;
+mod orphans;
+mod renewals;
+mod rotations;
+mod stragglers;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::Instrument as _;
+
+use crate::domain::Now;
+use crate::store::{Lease, Presence, Store, StoreError, keys};
+use crate::view::View;
+
+/// The clock's part: deadlines, thresholds and absences are looked at this often.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the lease is held without renewal.
+const LEASE: Duration = Duration::from_secs(15);
+/// After an error of the store.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The engine of one coordinator.
+pub struct Engine {
+    /// Where everything is.
+    pub store: Store,
+    /// What it says, in short.
+    pub view: View,
+    /// Who is connected.
+    pub presence: Presence,
+    /// The clock.
+    pub now: Now,
+    /// Name of this coordinator: holder of the lease.
+    pub name: String,
+    /// When this process started: absence is counted from here at the earliest.
+    pub started_at: i64,
+}
+
+/// One activation's surroundings.
+struct Turn<'a> {
+    engine: &'a Engine,
+    lease: &'a Lease,
+    now: i64,
+}
+
+impl Engine {
+    /// Runs until `shutdown` says so.
+    pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
+        let mut changed = self.view.changed();
+        while !*shutdown.borrow() {
+            let lease = match self.store.lease(keys::ENGINE_LEASE, &self.name, LEASE).await {
+                Ok(Some(lease)) => lease,
+                Ok(None) => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot take the engine's lease");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            self.hold(&lease, &mut changed, &mut shutdown).await;
+        }
+    }
+
+    async fn hold(
+        &self,
+        lease: &Lease,
+        changed: &mut watch::Receiver<u64>,
+        shutdown: &mut watch::Receiver<bool>,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let by_clock = tokio::select! {
+                _ = shutdown.changed() => return,
+                _ = tick.tick() => true,
+                _ = changed.changed() => false,
+            };
+            if by_clock {
+                match self.store.renew(lease).await {
+                    Ok(true) => {}
+                    Ok(false) => return tracing::warn!("another coordinator runs the engine now"),
+                    Err(error) => return tracing::error!(%error, "cannot renew the engine's lease"),
+                }
+            }
+            let turn = Turn { engine: self, lease, now: (self.now)() };
+            let span = tracing::debug_span!("engine.turn", by_clock);
+            match turn.take(by_clock).instrument(span).await {
+                Ok(()) => {}
+                Err(error) if error.is_conflict() => {
+                    tracing::debug!(%error, "something moved; looking again")
+                }
+                Err(error @ StoreError::LeaseLost { .. }) => return tracing::warn!(%error, "stopping"),
+                Err(error) => {
+                    tracing::error!(%error, "the engine could not do what is due");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl Turn<'_> {
+    async fn take(&self, by_clock: bool) -> Result<(), StoreError> {
+        rotations::step(self).await?;
+        missed::add(self).await?;
+        if by_clock {
+            stragglers::mark(self).await?;
+            renewals::order(self).await?;
+            orphans::remove(self).await?;
+        }
+        Ok(())
+    }
+}

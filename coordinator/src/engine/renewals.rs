@@ -1,0 +1,108 @@
+//! Orders what is due by plan: missing certificates at once, old ones on their
+//! threshold, failed ones after a pause.
+
+use std::collections::BTreeSet;
+
+use reseal_proto::v1::OnFailure;
+
+use super::Turn;
+use crate::domain::{renewal, target};
+use crate::store::record::{Batch, HostState, Inventory, Target};
+use crate::store::{Commit, StoreError, keys};
+
+/// Hosts ordered in one activation: the rest come a second later.
+const HOSTS: usize = 500;
+/// Finished renewals kept per host.
+const KEEP: usize = 10;
+
+/// Orders renewals for connected hosts.
+pub(super) async fn order(turn: &Turn<'_>) -> Result<(), StoreError> {
+    for host in due_hosts(turn) {
+        order_host(turn, &host).await?;
+    }
+    Ok(())
+}
+
+struct DueHost {
+    name: String,
+    attempt: u32,
+}
+
+fn due_hosts(turn: &Turn<'_>) -> Vec<DueHost> {
+    let state = turn.engine.view.read();
+    state
+        .hosts
+        .iter()
+        .filter(|(name, host)| {
+            host.state == Some(HostState::Enrolled)
+                && host.next_due <= turn.now
+                && host.renewals_after <= turn.now
+                // One at a time per host: what it missed is due again afterwards.
+                && host.open.iter().all(|open| open.rotation.is_some())
+                && turn.engine.presence.connected(name)
+        })
+        .take(HOSTS)
+        .map(|(name, host)| DueHost { name: name.to_string(), attempt: host.failed_renewals })
+        .collect()
+}
+
+async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
+    let store = &turn.engine.store;
+    let host = &due.name;
+    let batches = store.range::<Batch>(&keys::batches_of(host)).await?;
+    // What a rotation will do is not done twice.
+    let open: BTreeSet<&str> = batches
+        .iter()
+        .filter(|(_, batch)| batch.value.finished_at == 0)
+        .flat_map(|(_, batch)| &batch.value.targets)
+        .map(|target| target.installation.as_str())
+        .collect();
+    let inventory = store.range::<Inventory>(&keys::inventory_of(host)).await?;
+    let targets: Vec<Target> = inventory
+        .iter()
+        .flat_map(|(_, chunk)| &chunk.value.installations)
+        .filter(|installation| {
+            renewal::due_at(host, &installation.id, installation.certificate.as_ref()) <= turn.now
+        })
+        .filter(|installation| !open.contains(installation.id.as_str()))
+        .take(target::PER_BATCH)
+        .map(target::pending)
+        .collect();
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let finished: Vec<&(String, crate::store::Versioned<Batch>)> = batches
+        .iter()
+        .filter(|(_, batch)| batch.value.rotation.is_empty() && batch.value.finished_at != 0)
+        .collect();
+    let number = finished.iter().filter_map(|(key, _)| renewal_number(key)).max().unwrap_or(0) + 1;
+    let key = keys::batch(host, &format!("n{number:010}"));
+    let record = Batch {
+        targets,
+        created_at: turn.now,
+        attempt: due.attempt,
+        on_failure: OnFailure::Rollback.into(),
+        ..Batch::default()
+    };
+    tracing::info!(%host, targets = record.targets.len(), "renewal ordered");
+    let mut commit = Commit::new().lease(turn.lease).absent(&key).put(&key, &record);
+    for (old, batch) in finished.iter().take(finished.len().saturating_sub(KEEP)).take(8) {
+        commit = commit.at(old, batch.revision).delete(old);
+        let name = old.rsplit('/').next().unwrap_or_default();
+        for (issued, _) in
+            store.range::<crate::store::record::Issued>(&keys::issued_of(host, name)).await?.iter().take(4)
+        {
+            commit = commit.delete(issued);
+        }
+    }
+    match store.commit(commit).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_conflict() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The number in `batch/<host>/n0000000007`.
+fn renewal_number(key: &str) -> Option<u64> {
+    key.rsplit('/').next()?.strip_prefix('n')?.parse().ok()
+}

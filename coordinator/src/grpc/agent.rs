@@ -1,0 +1,329 @@
+//! The agent service: one stream per host.
+//!
+//! After Hello the session sends what is ordered, takes CSRs to the issuance
+//! and results to the record. It keeps next to nothing: a wake-up makes it look
+//! into the projection again, a lost stream costs nothing but the reconnect.
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use reseal_proto::telemetry;
+use reseal_proto::v1::agent_message::Body as FromAgent;
+use reseal_proto::v1::agent_server::Agent;
+use reseal_proto::v1::coordinator_message::Body as ToAgent;
+use reseal_proto::v1::{
+    AgentMessage, CoordinatorMessage, Hello, InventoryWanted, Order, Progress, ResultAck, TrustBundle,
+    Welcome,
+};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
+
+use super::auth;
+use super::convert::{chain, issuance_status, status};
+use super::results::Results;
+use super::sessions::{Sessions, Slot};
+use super::tls::PeerIdentity;
+use crate::domain::Now;
+use crate::domain::host;
+use crate::issuance::Issuance;
+use crate::issuance::control::ControlPlane;
+use crate::metrics::Metrics;
+use crate::store::record::{Batch, Host};
+use crate::store::{Presence, Store, keys};
+use crate::view::{Counts, View, rotation_number};
+
+/// The newest version of the protocol this coordinator speaks.
+pub(crate) const PROTOCOL: u32 = 1;
+/// Messages to one agent that may wait; an agent that reads slower than this is cut off.
+const OUTBOX: usize = 16;
+/// How long one message may wait for a place in the outbox.
+const SLOW: Duration = Duration::from_secs(30);
+/// How long a stream may be open before its Hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// The agent service.
+#[derive(Clone)]
+pub(crate) struct AgentService(Arc<Parts>);
+
+struct Parts {
+    store: Store,
+    view: View,
+    presence: Presence,
+    sessions: Sessions,
+    issuance: Issuance,
+    control: Arc<ControlPlane>,
+    results: Results,
+    metrics: Metrics,
+    now: Now,
+}
+
+/// What the service is made of.
+pub(crate) struct AgentParts {
+    /// The store.
+    pub(crate) store: Store,
+    /// Its projection.
+    pub(crate) view: View,
+    /// Who is connected.
+    pub(crate) presence: Presence,
+    /// Which stream is whose.
+    pub(crate) sessions: Sessions,
+    /// CSRs in, chains out.
+    pub(crate) issuance: Issuance,
+    /// The control plane.
+    pub(crate) control: Arc<ControlPlane>,
+    /// Counters.
+    pub(crate) metrics: Metrics,
+    /// The clock.
+    pub(crate) now: Now,
+}
+
+impl AgentService {
+    /// A service over these parts.
+    pub(crate) fn new(parts: AgentParts) -> Self {
+        let AgentParts { store, view, presence, sessions, issuance, control, metrics, now } = parts;
+        let results = Results::new(store.clone(), control.clone(), metrics.clone(), now);
+        Self(Arc::new(Parts { store, view, presence, sessions, issuance, control, results, metrics, now }))
+    }
+}
+
+type Outbox = mpsc::Sender<Box<Result<CoordinatorMessage, Status>>>;
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (host, peer) = auth::agent(&self.0.store, &self.0.control.fleet, &request).await?;
+        // Boxed: a channel reserves room for 32 of its items.
+        let (outbox, receiver) = mpsc::channel(OUTBOX);
+        let session = Session {
+            parts: self.0.clone(),
+            host: host.into(),
+            peer,
+            inbox: request.into_inner(),
+            outbox,
+            sent: BTreeSet::new(),
+        };
+        tokio::spawn(session.run());
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|message| *message))))
+    }
+}
+
+struct Session {
+    parts: Arc<Parts>,
+    host: Arc<str>,
+    peer: Arc<PeerIdentity>,
+    inbox: Streaming<AgentMessage>,
+    outbox: Outbox,
+    /// Batches sent on this stream.
+    sent: BTreeSet<Box<str>>,
+}
+
+impl Session {
+    async fn run(mut self) {
+        let hello = match tokio::time::timeout(HELLO, self.inbox.message()).await {
+            Ok(Ok(Some(AgentMessage { body: Some(FromAgent::Hello(hello)) }))) => hello,
+            Ok(Ok(_)) => return self.fail(Status::invalid_argument("a session begins with Hello")).await,
+            Ok(Err(_)) => return,
+            Err(_) => return self.fail(Status::deadline_exceeded("no Hello within ten seconds")).await,
+        };
+        let now = (self.parts.now)();
+        let version: String = reseal_proto::facts::printable(&hello.agent_version).chars().take(40).collect();
+        let skew = hello.now.saturating_sub(now);
+        let presence = match self.parts.presence.connect(&self.host, &version, skew.saturating_mul(1000), now)
+        {
+            Ok(presence) => presence,
+            Err(crowded) => return self.fail(Status::resource_exhausted(crowded.to_string())).await,
+        };
+        tracing::debug!(host = %self.host, agent = %version, skew, "session");
+        let slot = self.parts.sessions.enter(&self.host);
+        self.parts.metrics.sessions.inc();
+        let ended = self.serve(&hello, &slot).await;
+        self.parts.sessions.leave(&self.host, &slot);
+        self.parts.presence.disconnect(&self.host, presence, (self.parts.now)());
+        self.parts.metrics.sessions.dec();
+        if let Err(error) = ended {
+            tracing::debug!(host = %self.host, error = %error.message(), "session ended");
+            self.fail(error).await;
+        }
+    }
+
+    async fn fail(&self, error: Status) {
+        let _ = tokio::time::timeout(SLOW, self.outbox.send(Box::new(Err(error)))).await;
+    }
+
+    async fn serve(&mut self, hello: &Hello, slot: &Slot) -> Result<(), Status> {
+        // Boxed throughout: ten thousand idle sessions should not each keep room for the busiest moment.
+        Box::pin(self.greet(hello)).await?;
+        Box::pin(self.order()).await?;
+        loop {
+            tokio::select! {
+                message = self.inbox.message() => match message? {
+                    Some(AgentMessage { body: Some(body) }) => Box::pin(self.take(body)).await?,
+                    // A kind of message from a newer agent.
+                    Some(AgentMessage { body: None }) => {}
+                    None => return Ok(()),
+                },
+                go_on = slot.woken() => {
+                    if !go_on {
+                        return Err(Status::aborted(format!("another session of host {} took over", self.host)));
+                    }
+                    Box::pin(self.recheck()).await?;
+                    Box::pin(self.order()).await?;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, body: ToAgent) -> Result<(), Status> {
+        let message = Box::new(Ok(CoordinatorMessage { body: Some(body) }));
+        match tokio::time::timeout(SLOW, self.outbox.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the agent is gone")),
+            Err(_) => Err(Status::resource_exhausted(format!("host {} reads too slowly", self.host))),
+        }
+    }
+
+    async fn greet(&mut self, hello: &Hello) -> Result<(), Status> {
+        if hello.protocol == 0 {
+            return Err(Status::failed_precondition(format!(
+                "agent of host {} speaks protocol {}, this coordinator speaks {PROTOCOL}: upgrade the agent",
+                self.host, hello.protocol
+            )));
+        }
+        let parts = &self.parts;
+        let now = (parts.now)();
+        let root = parts.control.managed_root.clone();
+        self.send(ToAgent::Welcome(Welcome {
+            protocol: PROTOCOL.min(hello.protocol),
+            fleet: parts.control.fleet.clone(),
+            epoch: parts.store.epoch(),
+            now,
+            anchors: vec![root.clone()],
+            bundles: vec![TrustBundle { name: "managed-root".into(), certificates: vec![root] }],
+        }))
+        .await?;
+        let known = parts.results.digest(&self.host).await?;
+        if known != hello.inventory_digest || known.is_empty() {
+            self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
+        }
+        Ok(())
+    }
+
+    /// Is this host still welcome?
+    async fn recheck(&self) -> Result<(), Status> {
+        let record =
+            self.parts.store.get::<Host>(&keys::host(&self.host)).await.map_err(|error| status(&error))?;
+        host::standing(&self.host, record.as_ref().map(|record| &record.value), &self.peer.spki_sha256)
+            .map(|_| ())
+            .map_err(|refused| Status::permission_denied(refused.to_string()))
+    }
+
+    /// Sends what is ordered and was not sent on this stream.
+    async fn order(&mut self) -> Result<(), Status> {
+        let due = self.parts.view.read().ordered(&self.host);
+        self.sent.retain(|sent| due.contains(sent));
+        for batch in due {
+            if self.sent.contains(&batch) {
+                continue;
+            }
+            let record = self.parts.store.get::<Batch>(&keys::batch(&self.host, &batch)).await;
+            let Some(record) = record.map_err(|error| status(&error))?.map(|record| record.value) else {
+                continue;
+            };
+            if record.finished_at != 0 {
+                continue;
+            }
+            let span = tracing::info_span!("order.send", host = %self.host, batch = %batch, rotation = %record.rotation);
+            telemetry::continue_trace(&span, &record.traceparent);
+            let order = Order {
+                batch: batch.to_string(),
+                traceparent: span.in_scope(telemetry::traceparent),
+                rotation: record.rotation,
+                epoch: self.parts.store.epoch(),
+                installations: record
+                    .targets
+                    .into_iter()
+                    .filter(|target| !target.superseded)
+                    .map(|target| target.installation)
+                    .collect(),
+                on_failure: record.on_failure,
+            };
+            self.send(ToAgent::Order(order)).instrument(span).await?;
+            self.sent.insert(batch);
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, body: FromAgent) -> Result<(), Status> {
+        match body {
+            FromAgent::Hello(_) => Err(Status::invalid_argument("a session has one Hello")),
+            FromAgent::Inventory(delta) => {
+                if !self.parts.results.inventory(&self.host, delta).await? {
+                    self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
+                }
+                Ok(())
+            }
+            FromAgent::Csrs(csrs) => {
+                let span = tracing::info_span!("csrs", host = %self.host, batch = %csrs.batch);
+                telemetry::continue_trace(&span, &csrs.traceparent);
+                let began = std::time::Instant::now();
+                let names: Vec<String> = csrs.csrs.iter().map(|csr| csr.installation.clone()).collect();
+                let batch = csrs.batch.clone();
+                let result = self.parts.issuance.issue(&self.host, csrs).instrument(span).await;
+                self.parts.metrics.issued(result.as_ref().ok(), names.len(), began.elapsed());
+                match result {
+                    Ok(chains) => self.send(ToAgent::Chains(chains)).await,
+                    Err(error) => {
+                        let code = issuance_status(&error).code();
+                        tracing::warn!(host = %self.host, %batch, error = %chain(&error), "nothing issued");
+                        if matches!(
+                            code,
+                            tonic::Code::Unavailable | tonic::Code::Aborted | tonic::Code::ResourceExhausted
+                        ) {
+                            // The store's trouble, not the agent's: it asks again after the reconnect.
+                            return Err(issuance_status(&error));
+                        }
+                        self.send(ToAgent::Chains(super::results::refuse_all(batch, names, &error))).await
+                    }
+                }
+            }
+            FromAgent::Progress(progress) => {
+                self.show(progress);
+                Ok(())
+            }
+            FromAgent::Result(result) => {
+                let batch = result.batch.clone();
+                let wanted = self.parts.results.take(&self.host, &self.peer, result).await?;
+                self.sent.remove(batch.as_str());
+                self.send(ToAgent::ResultAck(ResultAck { batch })).await?;
+                if wanted {
+                    self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn show(&self, progress: Progress) {
+        let Some(rotation) =
+            progress.batch.split_once('.').and_then(|(rotation, _)| rotation_number(rotation))
+        else {
+            return;
+        };
+        let mut counts = Counts::default();
+        for target in progress.targets.iter().take(crate::domain::target::PER_BATCH) {
+            counts.add(target.state());
+        }
+        self.parts.view.progress(&self.host, &progress.batch, rotation, counts);
+    }
+}

@@ -1,0 +1,421 @@
+//! Starting and steering a rotation.
+//!
+//! A number is reserved, the batches are written, and one last commit reveals
+//! them: it makes the rotation, taints the compromised authority and activates
+//! the new one, all or nothing. Killed before it, nothing has happened.
+
+use reseal_proto::telemetry;
+use reseal_proto::v1::{OnFailure, RotateRequest, RotationAction};
+use tonic::Status;
+
+use super::OperatorService;
+use super::choose::{Chosen, FoundIssuer, radius};
+use super::plan::WAVES;
+use crate::domain::authority::{self, Event as AuthorityEvent};
+use crate::domain::rotation::{self, Event, State};
+use crate::domain::selection;
+use crate::domain::target;
+use crate::domain::waves::{Threshold, Waves};
+use crate::fail::point;
+use crate::grpc::auth::Caller;
+use crate::grpc::convert::{chain, status};
+use crate::store::record::{Authority, AuthorityState, Batch, Counter, Rotation};
+use crate::store::{AuditDraft, Commit, Versioned, keys};
+
+/// Batches written in one commit.
+const GROUP: usize = 8;
+const MAX_REASON: usize = 1000;
+const DEFAULT_DEADLINE: u64 = 24 * 3600;
+const MAX_DEADLINE: u64 = 90 * 24 * 3600;
+
+/// What the operator ordered, understood.
+struct Orders {
+    waves: Waves,
+    threshold: Threshold,
+    deadline: i64,
+    on_failure: OnFailure,
+}
+
+impl Orders {
+    fn parse(request: &RotateRequest) -> Result<Self, Status> {
+        let invalid = |text: String| Status::invalid_argument(text);
+        if request.reason.trim().is_empty() || request.reason.len() > MAX_REASON {
+            return Err(invalid(format!(
+                "--reason is needed, at most {MAX_REASON} bytes: it goes into the audit log and the evidence"
+            )));
+        }
+        if request.idempotency_key.len() != 16 {
+            return Err(invalid("idempotency_key must be 16 random bytes".into()));
+        }
+        let or =
+            |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+        let waves = or(&request.waves, WAVES).parse().map_err(|error| invalid(chain(&error)))?;
+        let threshold = or(&request.max_failures, "2%").parse().map_err(|error| invalid(chain(&error)))?;
+        let deadline = match request.deadline_seconds {
+            0 => DEFAULT_DEADLINE,
+            seconds @ 1..=MAX_DEADLINE => seconds,
+            seconds => return Err(invalid(format!("a deadline of {seconds} seconds is more than 90 days"))),
+        };
+        let on_failure = match request.on_failure() {
+            OnFailure::Unspecified | OnFailure::Rollback => OnFailure::Rollback,
+            OnFailure::Hold => OnFailure::Hold,
+        };
+        Ok(Self { waves, threshold, deadline: i64::try_from(deadline).unwrap_or(i64::MAX), on_failure })
+    }
+}
+
+impl OperatorService {
+    /// Starts a rotation and gives its id.
+    pub(super) async fn start_rotation(
+        &self,
+        caller: &Caller,
+        request: RotateRequest,
+    ) -> Result<String, Status> {
+        let orders = Orders::parse(&request)?;
+        let _one_at_a_time = self.starting.lock().await;
+        if let Some(id) = self.same_request(&request.idempotency_key).await? {
+            return Ok(id);
+        }
+        let wire = request.selection.clone().unwrap_or_default();
+        if wire.all {
+            return Err(Status::invalid_argument(
+                "a rotation needs a selection; to mean every host say --host '*'",
+            ));
+        }
+        let (wanted, compromised) = self.selection(&wire).await?;
+        let chosen = self.choose(&wanted, Some(&orders.waves)).await?;
+        // A compromised issuer is tainted even when it has issued nothing that is on record.
+        if chosen.is_empty() && !selection::means_every_certificate(&wire) {
+            return Err(Status::failed_precondition(
+                "the selection matches no installation: nothing to rotate; try `reseal plan` with it",
+            ));
+        }
+        let conflicts = self.conflicts(&chosen).await?;
+        if !conflicts.is_empty() {
+            let shown = conflicts.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
+            return Err(Status::failed_precondition(format!(
+                "{} targets are in another rotation: {shown}; let it end or abort it first",
+                conflicts.len()
+            )));
+        }
+        let (to_name, to_authority) = self.new_issuer(&request.to_issuer, compromised.as_ref()).await?;
+        let (number, reserved) = self.reserve_number().await?;
+        let id = format!("r{number}");
+        let now = (self.now)();
+        let traceparent = telemetry::traceparent();
+        point("rotate.before_batches");
+        let batches = self.write_batches(&id, &chosen, &orders, &traceparent, now).await?;
+        point("rotate.after_batches");
+        let (containers, endpoints) = radius(&chosen);
+        let (basis_points, max_failures) = match orders.threshold {
+            Threshold::BasisPoints(share) => (share, 0),
+            Threshold::Targets(number) => (0, number.max(1)),
+        };
+        let targets: usize = chosen.iter().map(|host| host.installations.len()).sum();
+        let record = Rotation {
+            state: State::Running.into(),
+            selection: Some(wire),
+            reason: request.reason.clone(),
+            operator: caller.name.clone(),
+            compromised: compromised.as_ref().map(|issuer| issuer.name.clone()).unwrap_or_default(),
+            to_issuer: to_name.clone(),
+            created_at: now,
+            deadline_at: now.saturating_add(orders.deadline),
+            waves: orders.waves.sizes(u32::try_from(chosen.len()).unwrap_or(u32::MAX)),
+            wave: u32::from(!chosen.is_empty()),
+            wave_at: now,
+            max_failures_basis_points: basis_points,
+            max_failures,
+            on_failure: orders.on_failure.into(),
+            traceparent,
+            idempotency_key: request.idempotency_key,
+            batches,
+            containers,
+            endpoints,
+            ..Rotation::default()
+        };
+        let key = keys::rotation(&id);
+        let commit =
+            Commit::new().at(keys::ROTATIONS, reserved).absent(&key).put(&key, &record).audit(AuditDraft {
+                at: now,
+                actor: caller.actor(),
+                action: "rotation.start".into(),
+                object: format!("rotation/{id}"),
+                outcome: "done".into(),
+                detail: format!(
+                    "{} hosts, {targets} targets, to builtin/{to_name}: {}",
+                    chosen.len(),
+                    request.reason
+                ),
+            });
+        let commit = self
+            .change_authorities(commit, compromised.as_ref(), &request.reason, &to_name, &to_authority)
+            .await?;
+        match self.store.commit(commit).await {
+            Ok(_) => {}
+            Err(error) => {
+                self.remove_batches(&id, &chosen).await;
+                return Err(status(&error));
+            }
+        }
+        point("rotate.after_reveal");
+        self.issuance.forget();
+        tracing::info!(rotation = %id, operator = %caller.name, hosts = chosen.len(), targets, "rotation started");
+        Ok(id)
+    }
+
+    /// Pause, resume, abort, retry.
+    pub(super) async fn control(
+        &self,
+        caller: &Caller,
+        id: &str,
+        action: RotationAction,
+        reason: &str,
+    ) -> Result<(), Status> {
+        let event = match action {
+            RotationAction::Unspecified => return Err(Status::invalid_argument("no action given")),
+            RotationAction::Pause => Event::Pause,
+            RotationAction::Resume => Event::Resume,
+            RotationAction::Abort => Event::Abort,
+            RotationAction::Retry => Event::Retry,
+        };
+        let Versioned { value: mut record, revision } = self.rotation_record(id).await?;
+        let state = rotation::apply(record.state(), event)
+            .map_err(|error| Status::failed_precondition(format!("rotation {id}: {error}")))?;
+        let now = (self.now)();
+        if event == Event::Retry {
+            self.retry_batches(id, &record, now).await?;
+        }
+        if event == Event::Resume {
+            record.failures_accepted = self.failures(id);
+        }
+        record.set_state(state);
+        record.note = if reason.is_empty() { String::new() } else { format!("{}: {reason}", caller.name) };
+        if rotation::is_end(state) {
+            record.ended_at = now;
+        }
+        let word = match event {
+            Event::Pause => "rotation.pause",
+            Event::Resume => "rotation.resume",
+            Event::Abort => "rotation.abort",
+            Event::Retry | Event::Start | Event::Halt | Event::Trail | Event::Complete | Event::Expire => {
+                "rotation.retry"
+            }
+        };
+        let draft = AuditDraft {
+            at: now,
+            actor: caller.actor(),
+            action: word.into(),
+            object: format!("rotation/{id}"),
+            outcome: "done".into(),
+            detail: reason.chars().take(MAX_REASON).collect(),
+        };
+        let key = keys::rotation(id);
+        let commit = Commit::new().at(&key, revision).put(&key, &record).audit(draft);
+        self.store.commit(commit).await.map_err(|error| status(&error))?;
+        Ok(())
+    }
+
+    /// A repeated request gets the rotation it made the first time.
+    async fn same_request(&self, key: &[u8]) -> Result<Option<String>, Status> {
+        for (path, rotation) in
+            self.store.range::<Rotation>(keys::ROTATION).await.map_err(|error| status(&error))?
+        {
+            if rotation.value.idempotency_key == key {
+                return Ok(Some(path.trim_start_matches(keys::ROTATION).to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A number nobody else has, and the revision that says so.
+    async fn reserve_number(&self) -> Result<(u64, u64), Status> {
+        let last = self.store.get::<Counter>(keys::ROTATIONS).await.map_err(|error| status(&error))?;
+        let (number, commit) = match last {
+            Some(last) => (last.value.value + 1, Commit::new().at(keys::ROTATIONS, last.revision)),
+            None => (1, Commit::new().absent(keys::ROTATIONS)),
+        };
+        let commit = commit.put(keys::ROTATIONS, &Counter { value: number });
+        let revision = self.store.commit(commit).await.map_err(|error| status(&error))?;
+        Ok((number, revision))
+    }
+
+    async fn write_batches(
+        &self,
+        id: &str,
+        chosen: &[Chosen],
+        orders: &Orders,
+        traceparent: &str,
+        now: i64,
+    ) -> Result<u32, Status> {
+        let mut batches = Vec::new();
+        for host in chosen {
+            for (number, installations) in host.installations.chunks(target::PER_BATCH).enumerate() {
+                let record = Batch {
+                    rotation: id.to_owned(),
+                    wave: host.wave,
+                    targets: installations.iter().map(target::pending).collect(),
+                    created_at: now,
+                    traceparent: traceparent.to_owned(),
+                    on_failure: orders.on_failure.into(),
+                    ..Batch::default()
+                };
+                batches.push((keys::batch(&host.host, &format!("{id}.{number}")), record));
+            }
+        }
+        let count = u32::try_from(batches.len()).unwrap_or(u32::MAX);
+        let mut writing = Vec::new();
+        for group in batches.chunks(GROUP) {
+            let commit =
+                group.iter().fold(Commit::new(), |commit, (key, record)| commit.absent(key).put(key, record));
+            let store = self.store.clone();
+            writing.push(async move { store.commit(commit).await });
+        }
+        for written in futures_util::future::join_all(writing).await {
+            written.map_err(|error| status(&error))?;
+        }
+        Ok(count)
+    }
+
+    /// Best effort: what stays is removed by the engine.
+    async fn remove_batches(&self, id: &str, chosen: &[Chosen]) {
+        for host in chosen {
+            for number in 0..host.installations.len().div_ceil(target::PER_BATCH) {
+                let commit = Commit::new().delete(keys::batch(&host.host, &format!("{id}.{number}")));
+                if let Err(error) = self.store.commit(commit).await {
+                    tracing::warn!(rotation = id, %error, "cannot remove a batch of a rotation that did not begin");
+                }
+            }
+        }
+    }
+
+    /// Taints the compromised authority, activates the new one, retires the one
+    /// that was active, within the rotation's own commit.
+    async fn change_authorities(
+        &self,
+        mut commit: Commit,
+        compromised: Option<&FoundIssuer>,
+        reason: &str,
+        to_name: &str,
+        to: &Versioned<Authority>,
+    ) -> Result<Commit, Status> {
+        let refuse = |name: &str, error: authority::Rejected| {
+            Status::failed_precondition(format!("authority {name}: {error}"))
+        };
+        if let Some(FoundIssuer { name, authority, .. }) = compromised {
+            let key = keys::authority(name);
+            commit = commit.at(&key, authority.revision);
+            if !matches!(authority.value.state(), AuthorityState::Tainted | AuthorityState::Revoked) {
+                let mut record = authority.value.clone();
+                let state = authority::apply(record.state(), AuthorityEvent::Taint)
+                    .map_err(|error| refuse(name, error))?;
+                record.set_state(state);
+                record.reason = reason.to_owned();
+                commit = commit.put(&key, &record);
+            }
+        }
+        let key = keys::authority(to_name);
+        commit = commit.at(&key, to.revision);
+        if to.value.state() != AuthorityState::Prepared {
+            return Ok(commit);
+        }
+        let mut record = to.value.clone();
+        record.set_state(
+            authority::apply(record.state(), AuthorityEvent::Activate)
+                .map_err(|error| refuse(to_name, error))?,
+        );
+        commit = commit.put(&key, &record);
+        let all = self.store.range::<Authority>(keys::AUTHORITIES).await.map_err(|error| status(&error))?;
+        for (key, other) in all {
+            let name = key.trim_start_matches(keys::AUTHORITIES);
+            let is_compromised = compromised.is_some_and(|compromised| compromised.name == name);
+            if other.value.state() == AuthorityState::Active && !is_compromised {
+                let mut record = other.value;
+                record.set_state(
+                    authority::apply(record.state(), AuthorityEvent::Retire)
+                        .map_err(|error| refuse(name, error))?,
+                );
+                commit = commit.at(&key, other.revision).put(&key, &record);
+            }
+        }
+        Ok(commit)
+    }
+
+    /// New batches for the failed targets; the old ones count no more.
+    async fn retry_batches(&self, id: &str, rotation: &Rotation, now: i64) -> Result<(), Status> {
+        let failed: Vec<(String, String)> = {
+            let state = self.view.read();
+            let number = crate::view::rotation_number(id).unwrap_or_default();
+            let Some(view) = state.rotations.get(&number) else { return Ok(()) };
+            view.batches
+                .iter()
+                .filter(|(_, batch)| {
+                    batch.finished && batch.counts.iter().any(|(state, _)| target::is_failure(state))
+                })
+                .map(|((host, batch), _)| (host.to_string(), batch.to_string()))
+                .collect()
+        };
+        for (host, batch) in failed {
+            let key = keys::batch(&host, &batch);
+            let Some(old) = self.store.get::<Batch>(&key).await.map_err(|error| status(&error))? else {
+                continue;
+            };
+            let all =
+                self.store.range::<Batch>(&keys::batches_of(&host)).await.map_err(|error| status(&error))?;
+            let taken = all.iter().filter(|(_, batch)| batch.value.rotation == id).count();
+            let next_key = keys::batch(&host, &format!("{id}.{taken}"));
+            let mut record = old.value;
+            let next = Batch {
+                rotation: id.to_owned(),
+                wave: record.wave.min(rotation.wave),
+                targets: record
+                    .targets
+                    .iter_mut()
+                    .filter(|target| !target.superseded && target::is_failure(target.state()))
+                    .map(|target| {
+                        target.superseded = true;
+                        crate::store::record::Target {
+                            installation: target.installation.clone(),
+                            label: target.label.clone(),
+                            before: target.before.clone(),
+                            state: target::State::Pending.into(),
+                            ..crate::store::record::Target::default()
+                        }
+                    })
+                    .collect(),
+                created_at: now,
+                attempt: record.attempt + 1,
+                traceparent: rotation.traceparent.clone(),
+                on_failure: rotation.on_failure,
+                ..Batch::default()
+            };
+            if next.targets.is_empty() {
+                continue;
+            }
+            let commit = Commit::new()
+                .at(&key, old.revision)
+                .put(&key, &record)
+                .absent(&next_key)
+                .put(&next_key, &next);
+            self.store.commit(commit).await.map_err(|error| status(&error))?;
+        }
+        Ok(())
+    }
+
+    fn failures(&self, id: &str) -> u32 {
+        let state = self.view.read();
+        let number = crate::view::rotation_number(id).unwrap_or_default();
+        state.rotations.get(&number).map_or(0, |rotation| rotation.progress().failed)
+    }
+
+    pub(super) async fn rotation_record(&self, id: &str) -> Result<Versioned<Rotation>, Status> {
+        let known = crate::view::rotation_number(id).is_some();
+        let record = if known {
+            self.store.get::<Rotation>(&keys::rotation(id)).await.map_err(|error| status(&error))?
+        } else {
+            None
+        };
+        let id: String = id.chars().take(40).collect();
+        record.ok_or_else(|| Status::not_found(format!("no rotation {id:?}; see `reseal rotation list`")))
+    }
+}

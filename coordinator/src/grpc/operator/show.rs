@@ -1,0 +1,197 @@
+//! Rotations as operators see them.
+
+use std::collections::BTreeMap;
+
+use reseal_proto::v1::{self, AuthorityInfo, Rotation, TargetRow, TargetState, WaveProgress};
+use tonic::Status;
+
+use super::OperatorService;
+use crate::domain::{rotation, target};
+use crate::grpc::convert::{authority_info, status};
+use crate::store::keys;
+use crate::store::record::{Authority, Batch};
+use crate::view::{RotationView, rotation_number};
+
+/// Rows of each kind at most.
+const ROWS: usize = 100;
+
+impl OperatorService {
+    /// A rotation, with its worst rows; relying parties only when `whole`.
+    pub(super) async fn rotation(&self, id: &str, whole: bool) -> Result<Rotation, Status> {
+        let not_found = || {
+            Status::not_found(format!(
+                "no rotation {:?}; see `reseal rotation list`",
+                id.chars().take(40).collect::<String>()
+            ))
+        };
+        let number = rotation_number(id).ok_or_else(not_found)?;
+        let (mut shown, suspects) = {
+            let state = self.view.read();
+            let view =
+                state.rotations.get(&number).filter(|view| view.revision != 0).ok_or_else(not_found)?;
+            (summary(id, view, (self.now)()), suspects(view))
+        };
+        let record = self.rotation_record(id).await?.value;
+        if !record.compromised.is_empty() {
+            shown.compromised = self.authority(&record.compromised).await?;
+        }
+        shown.to_issuer = self.authority(&record.to_issuer).await?;
+        self.add_rows(&mut shown, suspects).await?;
+        if whole && !record.compromised.is_empty() {
+            shown.relying_parties = self.relying_parties().await?;
+        }
+        Ok(shown)
+    }
+
+    /// Every rotation, newest first, without rows.
+    pub(super) fn rotations(&self) -> Vec<Rotation> {
+        let state = self.view.read();
+        let now = (self.now)();
+        state
+            .rotations
+            .iter()
+            .rev()
+            .filter(|(_, view)| view.revision != 0)
+            .take(1000)
+            .map(|(number, view)| summary(&format!("r{number}"), view, now))
+            .collect()
+    }
+
+    /// May `watch` stop here?
+    pub(super) fn is_at_rest(&self, shown: &Rotation) -> bool {
+        let state = shown.state();
+        let working: u32 = shown
+            .targets
+            .iter()
+            .filter(|(state, _)| {
+                let state = i32::try_from(**state).ok().and_then(|state| TargetState::try_from(state).ok());
+                state.is_some_and(|state| !target::is_end(state) && state != TargetState::Straggler)
+            })
+            .map(|(_, number)| number)
+            .sum();
+        rotation::is_end(state)
+            || state == rotation::State::Halted
+            || (state == rotation::State::Trailing && working == 0)
+    }
+
+    async fn authority(&self, name: &str) -> Result<Option<AuthorityInfo>, Status> {
+        let record =
+            self.store.get::<Authority>(&keys::authority(name)).await.map_err(|error| status(&error))?;
+        let installations = {
+            let state = self.view.read();
+            state
+                .authorities
+                .get(name)
+                .map_or(0, |key| state.hosts.values().map(|host| host.issued_by(key)).sum())
+        };
+        Ok(record.map(|record| authority_info(name, &record.value, installations)))
+    }
+
+    async fn add_rows(&self, shown: &mut Rotation, suspects: Vec<(String, String)>) -> Result<(), Status> {
+        for (host, batch) in suspects {
+            let Some(record) =
+                self.store.get::<Batch>(&keys::batch(&host, &batch)).await.map_err(|error| status(&error))?
+            else {
+                continue;
+            };
+            for target in record.value.targets.iter().filter(|target| !target.superseded) {
+                let state = target.state();
+                let rows = if target::is_failure(state) {
+                    &mut shown.failures
+                } else if state == TargetState::Straggler {
+                    &mut shown.stragglers
+                } else if state == TargetState::Unserved {
+                    &mut shown.unserved
+                } else {
+                    continue;
+                };
+                if rows.len() < ROWS {
+                    rows.push(TargetRow {
+                        host: host.clone(),
+                        installation: target.installation.clone(),
+                        label: target.label.clone(),
+                        state: state.into(),
+                        failure: target.failure.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Batches that have something to tell.
+fn suspects(view: &RotationView) -> Vec<(String, String)> {
+    view.batches
+        .iter()
+        .filter(|(_, batch)| {
+            batch.counts.iter().any(|(state, _)| {
+                target::is_failure(state) || matches!(state, TargetState::Straggler | TargetState::Unserved)
+            })
+        })
+        .take(3 * ROWS)
+        .map(|((host, batch), _)| (host.to_string(), batch.to_string()))
+        .collect()
+}
+
+fn summary(id: &str, view: &RotationView, now: i64) -> Rotation {
+    let record = &view.record;
+    let mut waves: BTreeMap<u32, WaveProgress> = BTreeMap::new();
+    let (mut done, mut all, mut probed) = (0, 0, 0);
+    let mut hosts = std::collections::BTreeSet::new();
+    for ((host, _), batch) in &view.batches {
+        hosts.insert(host);
+        let wave = waves.entry(batch.wave).or_default();
+        let live = batch.live.as_ref().unwrap_or(&batch.counts);
+        for (state, number) in live.iter() {
+            wave.targets += number;
+            all += number;
+            if target::is_end(state) {
+                wave.done += number;
+                done += number;
+            }
+            if target::is_failure(state) {
+                wave.failed += number;
+            }
+        }
+        probed += u32::from(batch.probed);
+    }
+    let mut before = 0;
+    for (at, cumulative) in record.waves.iter().enumerate() {
+        let wave = waves.entry(u32::try_from(at + 1).unwrap_or(u32::MAX)).or_default();
+        wave.hosts = cumulative.saturating_sub(before);
+        before = *cumulative;
+    }
+    let elapsed = now.saturating_sub(record.created_at).max(1);
+    let eta_seconds = match done {
+        0 => -1,
+        done if done == all || rotation::is_end(view.state) => 0,
+        done => elapsed.saturating_mul(i64::from(all - done)) / i64::from(done),
+    };
+    Rotation {
+        id: id.to_owned(),
+        state: record.state,
+        reason: record.reason.clone(),
+        operator: record.operator.clone(),
+        selection: record.selection.clone(),
+        created_at: record.created_at,
+        ended_at: record.ended_at,
+        deadline_at: record.deadline_at,
+        wave: record.wave,
+        waves: waves.into_values().collect(),
+        targets: view.counts(),
+        hosts: u32::try_from(hosts.len()).unwrap_or(u32::MAX),
+        containers: record.containers,
+        endpoints: record.endpoints,
+        note: record.note.clone(),
+        eta_seconds,
+        green_at: record.green_at,
+        max_failures: match record.max_failures {
+            0 => format!("{}%", f64::from(record.max_failures_basis_points) / 100.0),
+            number => number.to_string(),
+        },
+        on_failure: record.on_failure,
+        verified_by_handshake: probed,
+        ..v1::Rotation::default()
+    }
+}

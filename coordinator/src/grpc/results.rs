@@ -1,0 +1,376 @@
+//! What agents report: inventories and signed results, checked before they are kept.
+//!
+//! An agent speaks for its own host only. A target is *verified* on record only
+//! if the fingerprint it shows is one that was issued for that very target; the
+//! coordinator adds its own time by countersigning what it took.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use prost::Message as _;
+use reseal_proto::facts::{self, sha256};
+use reseal_proto::identity::{Identity, Role};
+use reseal_proto::v1::{self, EvidencePayload, Failure, Installation, InventoryDelta, Stage, TargetState};
+use tonic::Status;
+
+use super::convert::{chain, status};
+use super::tls::PeerIdentity;
+use crate::domain::Now;
+use crate::domain::target::{self, Event};
+use crate::fail::point;
+use crate::issuance::IssuanceError;
+use crate::issuance::control::ControlPlane;
+use crate::metrics::Metrics;
+use crate::store::record::{Batch, Inventory, Issued};
+use crate::store::{Commit, Store, StoreError, keys};
+
+/// Installations of one host at most.
+pub(crate) const MAX_INSTALLATIONS: usize = 2_000;
+/// Findings of one host at most.
+pub(crate) const MAX_FINDINGS: usize = 100;
+/// An installation's record at most, bytes: a chunk of 50 fits a store value.
+const MAX_INSTALLATION_BYTES: usize = 8 * 1024;
+/// Bytes of installations in one chunk.
+const CHUNK_BYTES: usize = 48 * 1024;
+const CHUNK: usize = 50;
+
+/// Takes reports into the store. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Results {
+    store: Store,
+    control: Arc<ControlPlane>,
+    metrics: Metrics,
+    now: Now,
+}
+
+/// The host's inventory as it is on record.
+struct Known {
+    chunks: Vec<Inventory>,
+}
+
+impl Results {
+    /// Over this store.
+    pub(crate) fn new(store: Store, control: Arc<ControlPlane>, metrics: Metrics, now: Now) -> Self {
+        Self { store, control, metrics, now }
+    }
+
+    /// Digest of the inventory on record; empty when there is none.
+    pub(crate) async fn digest(&self, host: &str) -> Result<Vec<u8>, Status> {
+        let head =
+            self.store.get::<Inventory>(&keys::inventory(host, 0)).await.map_err(|error| status(&error))?;
+        Ok(head.map(|head| head.value.digest).unwrap_or_default())
+    }
+
+    /// Applies a delta; false when it does not fit what is on record and the whole is wanted.
+    pub(crate) async fn inventory(&self, host: &str, delta: InventoryDelta) -> Result<bool, Status> {
+        let known = self.known(host).await.map_err(|error| status(&error))?;
+        let Some(commits) = self.merge(host, &known, delta)? else {
+            return Ok(false);
+        };
+        for commit in commits {
+            self.store.commit(commit).await.map_err(|error| status(&error))?;
+        }
+        Ok(true)
+    }
+
+    /// Takes a result; true when its inventory does not fit and the whole is wanted.
+    pub(crate) async fn take(
+        &self,
+        host: &str,
+        peer: &PeerIdentity,
+        result: v1::BatchResult,
+    ) -> Result<bool, Status> {
+        let payload = self.authentic(host, peer, &result)?;
+        let key = keys::batch(host, &result.batch);
+        for _ in 0..5 {
+            let Some(record) = self.store.get::<Batch>(&key).await.map_err(|error| status(&error))? else {
+                // Removed long ago: the agent may forget it too.
+                return Ok(false);
+            };
+            let (batch, revision) = (record.value, record.revision);
+            let Some(finished) = self.finish(host, batch, &payload, &result).await? else {
+                return Ok(false);
+            };
+            point("results.before_commit");
+            let mut commit = Commit::new().at(&key, revision).put(&key, &finished);
+            let mut wanted = false;
+            let mut rest = Vec::new();
+            if let Some(delta) = result.inventory.clone() {
+                let known = self.known(host).await.map_err(|error| status(&error))?;
+                match self.merge(host, &known, delta)? {
+                    Some(mut commits) if commits.len() == 1 && commits[0].writes() < 60 => {
+                        commit = commits.remove(0).at(&key, revision).put(&key, &finished);
+                    }
+                    Some(commits) => rest = commits,
+                    None => wanted = true,
+                }
+            }
+            match self.store.commit(commit).await {
+                Ok(_) => {
+                    for commit in rest {
+                        self.store.commit(commit).await.map_err(|error| status(&error))?;
+                    }
+                    point("results.after_commit");
+                    self.metrics.finished(&finished);
+                    return Ok(wanted);
+                }
+                Err(error) if error.is_conflict() => {}
+                Err(error) => return Err(status(&error)),
+            }
+        }
+        Err(Status::aborted(format!(
+            "batch {} of host {host} keeps changing; send the result again",
+            result.batch
+        )))
+    }
+
+    /// The payload, once its signature and its claims about itself hold.
+    fn authentic(
+        &self,
+        host: &str,
+        peer: &PeerIdentity,
+        result: &v1::BatchResult,
+    ) -> Result<EvidencePayload, Status> {
+        let refuse = |why: String| {
+            Status::invalid_argument(format!("result of batch {} from host {host}: {why}", result.batch))
+        };
+        if result.identity != peer.certificate {
+            self.former_identity(host, &result.identity).map_err(refuse)?;
+        }
+        let certificate = facts::parse(&result.identity).map_err(|error| refuse(chain(&error)))?;
+        let key = UnparsedPublicKey::new(
+            &ECDSA_P256_SHA256_ASN1,
+            &certificate.public_key().subject_public_key.data,
+        );
+        key.verify(&result.payload, &result.signature)
+            .map_err(|_| refuse("the signature does not verify".into()))?;
+        let payload =
+            EvidencePayload::decode(&result.payload[..]).map_err(|error| refuse(error.to_string()))?;
+        if payload.host != host || payload.batch != result.batch || payload.fleet != self.control.fleet {
+            return Err(refuse(format!("it speaks of host {:?}, batch {:?}", payload.host, payload.batch)));
+        }
+        if payload.targets.len() > target::PER_BATCH {
+            return Err(refuse(format!("{} targets are too many", payload.targets.len())));
+        }
+        Ok(payload)
+    }
+
+    /// An identity that was renewed since it signed: still of this host, from our CA.
+    fn former_identity(&self, host: &str, certificate: &[u8]) -> Result<(), String> {
+        let parsed = facts::parse(certificate).map_err(|error| chain(&error))?;
+        let ca = facts::parse(&self.control.ca_certificate).map_err(|error| chain(&error))?;
+        parsed
+            .verify_signature(Some(ca.public_key()))
+            .map_err(|_| "its identity is not of this fleet's CA".to_owned())?;
+        let identity = Identity::of_certificate(certificate).map_err(|error| error.to_string())?;
+        let now = (self.now)();
+        if parsed.validity().not_after.timestamp() + MAX_RESULT_AGE < now {
+            return Err("its identity has expired too long ago".into());
+        }
+        if identity.fleet == self.control.fleet && identity.role == Role::Host(host.to_owned()) {
+            Ok(())
+        } else {
+            Err(format!("it is signed by {identity}"))
+        }
+    }
+
+    /// The batch with its result; `None` when it has one already and this adds nothing.
+    async fn finish(
+        &self,
+        host: &str,
+        mut batch: Batch,
+        payload: &EvidencePayload,
+        result: &v1::BatchResult,
+    ) -> Result<Option<Batch>, Status> {
+        let issued = self
+            .store
+            .range::<Issued>(&keys::issued_of(host, &result.batch))
+            .await
+            .map_err(|error| status(&error))?;
+        let fingerprints: BTreeMap<&str, BTreeSet<[u8; 32]>> = issued
+            .iter()
+            .flat_map(|(_, issued)| &issued.value.leaves)
+            .filter(|leaf| !leaf.certificate.is_empty())
+            .fold(BTreeMap::new(), |mut map, leaf| {
+                map.entry(&leaf.installation).or_insert_with(BTreeSet::new).insert(sha256(&leaf.certificate));
+                map
+            });
+        let proofs: BTreeMap<&str, &v1::TargetProof> =
+            payload.targets.iter().map(|proof| (proof.installation.as_str(), proof)).collect();
+        let mut changed = false;
+        for target in batch.targets.iter_mut().filter(|target| !target.superseded) {
+            let (state, failure, grade) = match proofs.get(target.installation.as_str()) {
+                Some(proof) => judge(proof, fingerprints.get(target.installation.as_str())),
+                None if batch.finished_at != 0 => continue,
+                None => (
+                    TargetState::Failed,
+                    Some(failure("not-reported", "the agent's result does not speak of it".into())),
+                    0,
+                ),
+            };
+            if let Ok(next) = target::apply(target.state(), Event::Report(state)) {
+                changed |= next != target.state();
+                target.set_state(next);
+                target.failure = failure;
+                target.grade = grade;
+            }
+        }
+        if !changed {
+            return Ok(None);
+        }
+        let now = (self.now)();
+        let digest = sha256(&[&result.payload[..], &result.signature, &result.identity].concat()).to_vec();
+        let countersignature =
+            v1::Countersignature { digest, received_at: now, epoch: self.store.epoch() }.encode_to_vec();
+        batch.countersignature_signature = self.control.sign_evidence(&countersignature);
+        batch.countersignature = countersignature;
+        batch.payload.clone_from(&result.payload);
+        batch.signature.clone_from(&result.signature);
+        batch.identity.clone_from(&result.identity);
+        batch.finished_at = now;
+        Ok(Some(batch))
+    }
+
+    async fn known(&self, host: &str) -> Result<Known, StoreError> {
+        let chunks = self.store.range::<Inventory>(&keys::inventory_of(host)).await?;
+        Ok(Known { chunks: chunks.into_iter().map(|(_, chunk)| chunk.value).collect() })
+    }
+
+    /// The commits that bring the record to the delta; the first one reveals it.
+    fn merge(&self, host: &str, known: &Known, delta: InventoryDelta) -> Result<Option<Vec<Commit>>, Status> {
+        let head = known.chunks.first();
+        let mut installations: BTreeMap<String, Installation> = BTreeMap::new();
+        if !delta.base_digest.is_empty() {
+            if head.is_none_or(|head| head.digest != delta.base_digest) {
+                return Ok(None);
+            }
+            let all = known.chunks.iter().flat_map(|chunk| chunk.installations.iter().cloned());
+            installations.extend(all.map(|installation| (installation.id.clone(), installation)));
+        }
+        for removed in &delta.removed {
+            installations.remove(removed);
+        }
+        for installation in delta.upserted {
+            if installation.encoded_len() > MAX_INSTALLATION_BYTES {
+                let id: String = installation.id.chars().take(120).collect();
+                return Err(Status::invalid_argument(format!(
+                    "installation {id} of host {host} is described in more than {MAX_INSTALLATION_BYTES} bytes"
+                )));
+            }
+            installations.insert(installation.id.clone(), installation);
+        }
+        if installations.len() > MAX_INSTALLATIONS
+            || delta.findings.len() > MAX_FINDINGS
+            || delta.digest.len() > 64
+        {
+            return Err(Status::invalid_argument(format!(
+                "host {host} reports {} installations and {} findings; {MAX_INSTALLATIONS} and {MAX_FINDINGS} are accepted",
+                installations.len(),
+                delta.findings.len()
+            )));
+        }
+        let mut chunks = chunked(installations.into_values());
+        let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
+        let first = &mut chunks[0];
+        first.digest = delta.digest;
+        first.findings = delta.findings;
+        first.chunks = count;
+        first.reported_at = (self.now)();
+        Ok(Some(write_chunks(host, &known.chunks, &chunks)))
+    }
+}
+
+/// A result is taken this long after its identity expired, seconds.
+const MAX_RESULT_AGE: i64 = 30 * 86_400;
+
+/// Refuses every CSR of a message for one reason.
+pub(crate) fn refuse_all(batch: String, installations: Vec<String>, error: &IssuanceError) -> v1::Chains {
+    let issued = installations
+        .into_iter()
+        .map(|installation| v1::Issued {
+            installation,
+            refusal: Some(Failure {
+                stage: Stage::Issue.into(),
+                code: "not-issued".into(),
+                reason: chain(error),
+            }),
+            ..v1::Issued::default()
+        })
+        .collect();
+    v1::Chains { batch, issued }
+}
+
+/// What a proof is worth: state, failure, grade.
+fn judge(
+    proof: &v1::TargetProof,
+    issued: Option<&BTreeSet<[u8; 32]>>,
+) -> (TargetState, Option<Failure>, i32) {
+    let claims_new =
+        matches!(proof.state(), TargetState::Verified | TargetState::Unserved | TargetState::Held);
+    let ours =
+        issued.is_some_and(|issued| issued.iter().any(|fingerprint| fingerprint[..] == proof.after[..]));
+    if claims_new && !ours {
+        let reason = format!("the agent shows {}, which was not issued for it", hex::encode(&proof.after));
+        return (TargetState::Failed, Some(failure("not-issued", reason)), 0);
+    }
+    let shows = |endpoint: &v1::EndpointProof| endpoint.served == proof.after && endpoint.handshakes > 0;
+    if proof.state() == TargetState::Verified && !proof.endpoints.iter().all(shows) {
+        let reason = "the agent calls it verified, but an endpoint shows another certificate".to_owned();
+        return (TargetState::Failed, Some(failure("not-served", reason)), 0);
+    }
+    match proof.state() {
+        state if target::is_end(state) => (state, proof.failure.clone(), proof.grade),
+        state => (
+            TargetState::Failed,
+            Some(failure("not-finished", format!("the agent left it {}", state.as_str_name()))),
+            0,
+        ),
+    }
+}
+
+fn failure(code: &str, reason: String) -> Failure {
+    Failure { stage: Stage::Verify.into(), code: code.into(), reason }
+}
+
+fn chunked(installations: impl Iterator<Item = Installation>) -> Vec<Inventory> {
+    let mut chunks = vec![Inventory::default()];
+    let mut bytes = 0;
+    for installation in installations {
+        let size = installation.encoded_len();
+        let last = chunks.last().map_or(0, |chunk| chunk.installations.len());
+        if last >= CHUNK || bytes + size > CHUNK_BYTES {
+            chunks.push(Inventory::default());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(chunk) = chunks.last_mut() {
+            chunk.installations.push(installation);
+        }
+    }
+    chunks
+}
+
+/// Later chunks first, the head last: it reveals the digest of the whole.
+fn write_chunks(host: &str, old: &[Inventory], new: &[Inventory]) -> Vec<Commit> {
+    let mut commits = Vec::new();
+    let key = |number: usize| keys::inventory(host, u32::try_from(number).unwrap_or(u32::MAX));
+    let mut commit = Commit::new();
+    for (number, chunk) in new.iter().enumerate().skip(1) {
+        if old.get(number).is_some_and(|old| old == chunk) {
+            continue;
+        }
+        if commit.writes() >= 12 {
+            commits.push(std::mem::take(&mut commit));
+        }
+        commit = commit.put(key(number), chunk);
+    }
+    for number in new.len()..old.len() {
+        if commit.writes() >= 12 {
+            commits.push(std::mem::take(&mut commit));
+        }
+        commit = commit.delete(key(number));
+    }
+    commits.push(commit.put(key(0), &new[0]));
+    commits
+}

@@ -1,0 +1,185 @@
+//! The coordinator's side of TLS 1.3: who connects, before any byte of gRPC.
+//!
+//! A client certificate is asked for and verified against the control-plane CA
+//! when it comes; enrolment is the one call that needs none. Handshakes run in
+//! tasks of their own, bounded in number and time, so that a slow or silent
+//! client holds up nobody.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use reseal_proto::facts;
+use reseal_proto::identity::Identity;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use crate::issuance::control::ControlPlane;
+
+/// A client that has not finished its handshake by then is dropped.
+const HANDSHAKE: Duration = Duration::from_secs(20);
+/// Handshakes at a time; more wait in the listen queue.
+const HANDSHAKES: usize = 1024;
+
+/// TLS could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The certificate could not be made.
+    #[error("cannot make the coordinator's server certificate")]
+    Certificate(#[from] crate::issuance::profile::ProfileError),
+    /// rustls refused it.
+    #[error("cannot use the coordinator's server certificate")]
+    Config(#[from] rustls::Error),
+    /// The client verifier could not be built.
+    #[error("cannot verify client certificates")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// The certificate a client presented, verified against the control-plane CA.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// From its URI SAN; `None`: no certificate, or none that is an identity.
+    pub(crate) identity: Option<Arc<PeerIdentity>>,
+}
+
+/// An identity and the key that proved it.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerIdentity {
+    /// Who.
+    pub(crate) identity: Identity,
+    /// SHA-256 over the SubjectPublicKeyInfo.
+    pub(crate) spki_sha256: [u8; 32],
+    /// The certificate, DER.
+    pub(crate) certificate: Vec<u8>,
+}
+
+/// The server side's configuration.
+pub(crate) fn server_config(control: &ControlPlane, now: i64) -> Result<Arc<ServerConfig>, TlsError> {
+    let (chain, key) = control.server(now)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(control.ca_certificate.clone()))?;
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
+    let chain = chain.into_iter().map(CertificateDer::from).collect();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_vec()));
+    let mut config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would carry an identity that may have been banned since.
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// Accepts for ever; finished handshakes come out of the receiver.
+pub(crate) fn accept(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+) -> mpsc::Receiver<io::Result<Connection>> {
+    let (sender, receiver) = mpsc::channel(64);
+    let acceptor = TlsAcceptor::from(config);
+    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    tokio::spawn(async move {
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let (stream, address) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Out of descriptors, most likely: the queue waits, we breathe.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                () = sender.closed() => return,
+            };
+            let (acceptor, sender) = (acceptor.clone(), sender.clone());
+            tokio::spawn(async move {
+                let shaken = tokio::time::timeout(HANDSHAKE, handshake(acceptor, stream, address)).await;
+                drop(slot);
+                match shaken {
+                    Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),
+                    Ok(Err(error)) => tracing::debug!(%address, %error, "handshake failed"),
+                    Err(_) => tracing::debug!(%address, "handshake took too long"),
+                }
+            });
+        }
+    });
+    receiver
+}
+
+async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let identity = certificate.and_then(|certificate| match peer_identity(certificate) {
+        Ok(identity) => Some(Arc::new(identity)),
+        Err(error) => {
+            tracing::warn!(%address, %error, "client certificate is no identity");
+            None
+        }
+    });
+    Ok(Connection { stream: Box::new(stream), peer: Peer { identity } })
+}
+
+fn peer_identity(certificate: &[u8]) -> Result<PeerIdentity, String> {
+    let identity = Identity::of_certificate(certificate).map_err(|error| error.to_string())?;
+    let parsed = facts::parse(certificate).map_err(|error| error.to_string())?;
+    Ok(PeerIdentity {
+        identity,
+        spki_sha256: facts::sha256(parsed.public_key().raw),
+        certificate: certificate.to_vec(),
+    })
+}
+
+/// A connection after its handshake.
+pub(crate) struct Connection {
+    stream: Box<TlsStream<TcpStream>>,
+    peer: Peer,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_shutdown(context)
+    }
+}

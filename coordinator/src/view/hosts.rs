@@ -1,0 +1,105 @@
+//! A host in the projection: a few numbers and its open work.
+
+use reseal_proto::v1;
+
+use crate::domain::renewal;
+use crate::domain::selection::IssuerKey;
+use crate::store::record::{Host, HostState, Inventory};
+
+/// What is kept of a host.
+#[derive(Clone, Debug, Default)]
+pub struct HostView {
+    /// Its record says so; `None` while only an inventory was seen.
+    pub state: Option<HostState>,
+    /// Installations on record.
+    pub installations: u32,
+    /// Findings on record.
+    pub findings: u32,
+    /// When the earliest certificate is due for renewal; `i64::MAX`: never.
+    pub next_due: i64,
+    /// Issuers of its certificates, each once.
+    pub issuers: Vec<SeenIssuer>,
+    /// Unfinished batches.
+    pub open: Vec<OpenBatch>,
+    /// Renewals wait until then after a failure.
+    pub renewals_after: i64,
+    /// Failed renewals in a row.
+    pub failed_renewals: u32,
+}
+
+/// An issuer as the certificates of a host show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenIssuer {
+    /// From the chain; empty when unknown.
+    pub spki_sha256: Box<[u8]>,
+    /// From the leaf.
+    pub authority_key_id: Box<[u8]>,
+    /// Certificates from it.
+    pub certificates: u32,
+}
+
+/// A batch that is not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenBatch {
+    /// Its name.
+    pub batch: Box<str>,
+    /// Its rotation's number; `None`: a planned renewal.
+    pub rotation: Option<u64>,
+    /// Its wave.
+    pub wave: u32,
+}
+
+impl HostView {
+    /// Takes the host's record.
+    pub(super) fn take_record(&mut self, record: Option<&Host>) {
+        self.state = record.map(Host::state);
+    }
+
+    /// Takes every chunk of the host's inventory.
+    pub(super) fn take_inventory(&mut self, host: &str, chunks: &[Inventory]) {
+        self.installations = 0;
+        self.next_due = i64::MAX;
+        self.issuers.clear();
+        self.findings =
+            chunks.first().map_or(0, |chunk| u32::try_from(chunk.findings.len()).unwrap_or(u32::MAX));
+        for installation in chunks.iter().flat_map(|chunk| &chunk.installations) {
+            self.installations += 1;
+            self.next_due =
+                self.next_due.min(renewal::due_at(host, &installation.id, installation.certificate.as_ref()));
+            if let Some(facts) = &installation.certificate {
+                self.count_issuer(facts);
+            }
+        }
+        self.issuers.shrink_to_fit();
+    }
+
+    fn count_issuer(&mut self, facts: &v1::CertificateFacts) {
+        let seen = self.issuers.iter_mut().find(|seen| {
+            seen.spki_sha256[..] == facts.issuer_spki_sha256[..]
+                && seen.authority_key_id[..] == facts.authority_key_id[..]
+        });
+        match seen {
+            Some(seen) => seen.certificates += 1,
+            None => self.issuers.push(SeenIssuer {
+                spki_sha256: facts.issuer_spki_sha256.clone().into(),
+                authority_key_id: facts.authority_key_id.clone().into(),
+                certificates: 1,
+            }),
+        }
+    }
+
+    /// Certificates on this host that `key` issued.
+    pub fn issued_by(&self, key: &IssuerKey) -> u32 {
+        self.issuers
+            .iter()
+            .filter(|seen| {
+                key.issued(&v1::CertificateFacts {
+                    issuer_spki_sha256: seen.spki_sha256.to_vec(),
+                    authority_key_id: seen.authority_key_id.to_vec(),
+                    ..v1::CertificateFacts::default()
+                })
+            })
+            .map(|seen| seen.certificates)
+            .sum()
+    }
+}

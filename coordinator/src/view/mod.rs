@@ -1,0 +1,129 @@
+//! The projection: what the store says, small enough to keep in memory.
+//!
+//! Fed by the store's hints, rebuilt whole at start and after a resync. It
+//! decides nothing and is never written to the store. The engine asks it what
+//! is due, sessions ask it which batches are ordered, the operator service asks
+//! it for counts. Certificates and names stay in the store: a host is a few
+//! numbers here, so a million certificates cost little.
+
+mod batches;
+mod hosts;
+mod refresh;
+
+pub use batches::{BatchView, Counts, RotationView};
+pub use hosts::HostView;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use tokio::sync::{Notify, watch};
+
+use crate::domain::rotation;
+use crate::domain::selection::IssuerKey;
+
+/// The projection of one process. Cheap to clone.
+#[derive(Clone)]
+pub struct View(Arc<Shared>);
+
+struct Shared {
+    state: RwLock<State>,
+    changed: watch::Sender<u64>,
+    wakes: Mutex<BTreeSet<Arc<str>>>,
+    woken: Notify,
+    moved: Mutex<BTreeSet<Arc<str>>>,
+}
+
+/// Everything in it; read it through [`View::read`], briefly and without awaiting.
+#[derive(Default)]
+pub struct State {
+    /// By name.
+    pub hosts: BTreeMap<Arc<str>, HostView>,
+    /// By number, so that `r10` follows `r9`.
+    pub rotations: BTreeMap<u64, RotationView>,
+    /// Keys of the authorities, by slot name.
+    pub authorities: BTreeMap<String, IssuerKey>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self(Arc::new(Shared {
+            state: RwLock::default(),
+            changed: watch::Sender::new(0),
+            wakes: Mutex::default(),
+            woken: Notify::new(),
+            moved: Mutex::default(),
+        }))
+    }
+}
+
+impl View {
+    /// Looks at the state. Do not hold it over an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.0.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees a new number whenever something changed.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// Waits until sessions have something to look at, and says of which hosts.
+    pub async fn woken(&self) -> BTreeSet<Arc<str>> {
+        loop {
+            let hosts = std::mem::take(&mut *self.0.wakes.lock().unwrap_or_else(PoisonError::into_inner));
+            if !hosts.is_empty() {
+                return hosts;
+            }
+            self.0.woken.notified().await;
+        }
+    }
+
+    /// Hosts whose inventory changed since this was last asked: the engine looks
+    /// there for targets that a running rotation has missed.
+    pub fn take_moved(&self) -> BTreeSet<Arc<str>> {
+        std::mem::take(&mut *self.0.moved.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes an agent's word on how far a batch is, for display only.
+    pub fn progress(&self, host: &str, batch: &str, rotation: u64, live: Counts) {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(batch) = state
+            .rotations
+            .get_mut(&rotation)
+            .and_then(|rotation| rotation.batches.get_mut(&(Arc::from(host), Box::from(batch))))
+            && !batch.finished
+        {
+            batch.live = Some(live);
+        }
+        drop(state);
+        self.bump();
+    }
+
+    fn bump(&self) {
+        self.0.changed.send_modify(|number| *number = number.wrapping_add(1));
+    }
+}
+
+impl State {
+    /// Batches of a host that are ordered and unfinished, in the order of their names.
+    pub fn ordered(&self, host: &str) -> Vec<Box<str>> {
+        let Some(view) = self.hosts.get(host) else {
+            return Vec::new();
+        };
+        view.open
+            .iter()
+            .filter(|open| match open.rotation {
+                None => true,
+                Some(rotation) => self.rotations.get(&rotation).is_some_and(|rotation| {
+                    rotation::accepts_work(rotation.state) && open.wave <= rotation.wave
+                }),
+            })
+            .map(|open| open.batch.clone())
+            .collect()
+    }
+}
+
+/// The number in a rotation's id: `r7` is 7.
+pub fn rotation_number(id: &str) -> Option<u64> {
+    id.strip_prefix('r')?.parse().ok()
+}

@@ -1,0 +1,253 @@
+//! How the projection follows the store.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::batches::{BatchView, RotationView};
+use super::hosts::OpenBatch;
+use super::{State, View, rotation_number};
+use crate::domain::{renewal, target};
+use crate::issuance::builtin::issuer_key;
+use crate::store::record::{Authority, Batch, Host, Inventory, Rotation};
+use crate::store::{Hint, Store, StoreError, Watch, keys};
+
+/// Beyond this many changed keys in one go, more are collected before the next.
+const BUSY: usize = 64;
+/// How long they are collected.
+const COLLECT: Duration = Duration::from_millis(20);
+
+impl View {
+    /// Reads the whole store; call before [`View::follow`], with a watch taken before.
+    pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
+        let mut state = State::default();
+        for (key, authority) in store.range::<Authority>(keys::AUTHORITIES).await? {
+            take_authority(&mut state, &key, Some(&authority.value));
+        }
+        for (key, host) in store.range::<Host>(keys::HOSTS).await? {
+            let name = key.trim_start_matches(keys::HOSTS);
+            state.hosts.entry(Arc::from(name)).or_default().take_record(Some(&host.value));
+        }
+        let names: Vec<Arc<str>> = state.hosts.keys().cloned().collect();
+        for name in &names {
+            let chunks = inventory(store, name).await?;
+            if let Some(host) = state.hosts.get_mut(name) {
+                host.take_inventory(name, &chunks);
+            }
+        }
+        for (key, rotation) in store.range::<Rotation>(keys::ROTATION).await? {
+            take_rotation(&mut state, &key, Some((rotation.value, rotation.revision)));
+        }
+        let mut after = None;
+        loop {
+            let page = store.page::<Batch>(keys::BATCHES, after.as_deref(), 256).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            for (key, batch) in &page {
+                take_batch(&mut state, key, Some(&batch.value));
+            }
+        }
+        *self.0.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        self.0.wakes.lock().unwrap_or_else(PoisonError::into_inner).extend(names.iter().cloned());
+        self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        self.0.woken.notify_one();
+        self.bump();
+        Ok(())
+    }
+
+    /// Follows the store until it closes. `forget` is called when policies or
+    /// authorities changed.
+    pub async fn follow(&self, store: Store, mut watch: Watch, forget: impl Fn() + Send) {
+        while let Some(first) = watch.next().await {
+            let mut hints = vec![first];
+            while let Some(more) = watch.ready() {
+                hints.push(more);
+            }
+            let mut keys: Vec<Arc<str>> = Vec::with_capacity(hints.len());
+            let mut resync = false;
+            for hint in hints {
+                match hint {
+                    Hint::Key { key, .. } => keys.push(key),
+                    Hint::Resync => resync = true,
+                }
+            }
+            keys.sort();
+            keys.dedup();
+            let busy = keys.len() > BUSY;
+            let result = if resync {
+                forget();
+                self.load(&store).await
+            } else {
+                self.refresh(&store, &keys, &forget).await
+            };
+            if let Err(error) = result {
+                tracing::error!(%error, "cannot follow the store; reading it again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if let Err(error) = self.load(&store).await {
+                    tracing::error!(%error, "cannot read the store");
+                }
+            }
+            if busy {
+                tokio::time::sleep(COLLECT).await;
+            }
+        }
+    }
+
+    async fn refresh(
+        &self,
+        store: &Store,
+        changed: &[Arc<str>],
+        forget: impl Fn(),
+    ) -> Result<(), StoreError> {
+        let mut relevant = false;
+        let mut last_inventory: Option<&str> = None;
+        for key in changed {
+            let host = keys::host_of(key);
+            if key.starts_with(keys::ROTATION) {
+                let record =
+                    store.get::<Rotation>(key).await?.map(|rotation| (rotation.value, rotation.revision));
+                let woken = self.write(|state| take_rotation(state, key, record));
+                self.wake(woken);
+            } else if key.starts_with(keys::BATCHES) {
+                let record = store.get::<Batch>(key).await?.map(|batch| batch.value);
+                let wake = self.write(|state| take_batch(state, key, record.as_ref()));
+                self.wake(wake);
+            } else if key.starts_with(keys::HOSTS) {
+                let record = store.get::<Host>(key).await?.map(|host| host.value);
+                let name: Arc<str> = Arc::from(key.trim_start_matches(keys::HOSTS));
+                self.write(|state| match &record {
+                    Some(record) => state.hosts.entry(name.clone()).or_default().take_record(Some(record)),
+                    None => drop(state.hosts.remove(&name)),
+                });
+                self.wake([name]);
+            } else if key.starts_with(keys::INVENTORIES) {
+                let Some(name) = host.filter(|name| last_inventory != Some(*name)) else { continue };
+                last_inventory = Some(name);
+                let chunks = inventory(store, name).await?;
+                let name: Arc<str> = Arc::from(name);
+                self.write(|state| {
+                    if let Some(host) = state.hosts.get_mut(&name) {
+                        host.take_inventory(&name, &chunks);
+                    }
+                });
+                self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+            } else if key.starts_with(keys::AUTHORITIES) {
+                forget();
+                let record = store.get::<Authority>(key).await?.map(|authority| authority.value);
+                self.write(|state| take_authority(state, key, record.as_ref()));
+            } else if key.starts_with(keys::POLICIES) {
+                forget();
+            } else {
+                continue;
+            }
+            relevant = true;
+        }
+        if relevant {
+            self.bump();
+        }
+        Ok(())
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn wake(&self, hosts: impl IntoIterator<Item = Arc<str>>) {
+        let mut wakes = self.0.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = wakes.len();
+        wakes.extend(hosts);
+        if wakes.len() > before {
+            self.0.woken.notify_one();
+        }
+    }
+}
+
+/// Every chunk of a host's inventory.
+async fn inventory(store: &Store, host: &str) -> Result<Vec<Inventory>, StoreError> {
+    let chunks = store.range::<Inventory>(&keys::inventory_of(host)).await?;
+    Ok(chunks.into_iter().map(|(_, chunk)| chunk.value).collect())
+}
+
+fn take_authority(state: &mut State, key: &str, record: Option<&Authority>) {
+    let name = key.trim_start_matches(keys::AUTHORITIES);
+    match record.map(|record| issuer_key(&record.certificate)) {
+        Some(Ok(issuer)) => drop(state.authorities.insert(name.to_owned(), issuer)),
+        // No certificate yet, or none any more.
+        Some(Err(_)) | None => drop(state.authorities.remove(name)),
+    }
+}
+
+/// Gives the hosts that have something new to look at.
+fn take_rotation(state: &mut State, key: &str, record: Option<(Rotation, u64)>) -> Vec<Arc<str>> {
+    let Some(number) = rotation_number(key.trim_start_matches(keys::ROTATION)) else {
+        return Vec::new();
+    };
+    let Some((record, revision)) = record else {
+        state.rotations.remove(&number);
+        return Vec::new();
+    };
+    let rotation = state.rotations.entry(number).or_insert_with(|| RotationView {
+        state: record.state(),
+        wave: 0,
+        revision,
+        record: Rotation::default(),
+        batches: Default::default(),
+    });
+    let moved = record.wave != rotation.wave || record.state() != rotation.record.state();
+    rotation.take_record(record, revision);
+    if !moved {
+        return Vec::new();
+    }
+    let wave = rotation.wave;
+    let open = rotation.batches.iter().filter(|(_, batch)| !batch.finished && batch.wave <= wave);
+    open.map(|((host, _), _)| host.clone()).collect()
+}
+
+fn take_batch(state: &mut State, key: &str, record: Option<&Batch>) -> Option<Arc<str>> {
+    let (name, batch) = key.trim_start_matches(keys::BATCHES).split_once('/')?;
+    let name: Arc<str> =
+        state.hosts.get_key_value(name).map_or_else(|| Arc::from(name), |(name, _)| name.clone());
+    let host = state.hosts.entry(name.clone()).or_default();
+    let was_open = host.open.iter().position(|open| &*open.batch == batch);
+    let Some(record) = record else {
+        if let Some(at) = was_open {
+            host.open.remove(at);
+        }
+        for rotation in state.rotations.values_mut() {
+            rotation.batches.remove(&(name.clone(), Box::from(batch)));
+        }
+        return None;
+    };
+    let rotation = rotation_number(&record.rotation);
+    let finished = record.finished_at != 0;
+    match (was_open, finished) {
+        (None, false) => {
+            host.open.push(OpenBatch { batch: batch.into(), rotation, wave: record.wave });
+            host.open.sort_by(|a, b| a.batch.cmp(&b.batch));
+        }
+        (Some(at), true) => drop(host.open.remove(at)),
+        (Some(_), false) | (None, true) => {}
+    }
+    match rotation {
+        Some(number) => {
+            let rotation = state.rotations.entry(number).or_insert_with(|| RotationView {
+                state: crate::domain::rotation::State::Draft,
+                wave: 0,
+                revision: 0,
+                record: Rotation::default(),
+                batches: Default::default(),
+            });
+            let entry = (name.clone(), Box::from(batch));
+            let mut view = BatchView::of(record);
+            view.live = rotation.batches.get(&entry).and_then(|old| old.live).filter(|_| !finished);
+            rotation.batches.insert(entry, view);
+        }
+        None if finished => {
+            let failed = record.targets.iter().any(|target| target::is_failure(target.state()));
+            host.failed_renewals = if failed { record.attempt + 1 } else { 0 };
+            host.renewals_after =
+                if failed { record.finished_at + renewal::pause(record.attempt + 1) } else { 0 };
+        }
+        None => {}
+    }
+    (was_open.is_none() && !finished).then_some(name)
+}

@@ -1,0 +1,69 @@
+//! The one image that every service container of a fleet runs.
+//!
+//! There is no registry to pull from: the image is a minimal Debian made from
+//! the distribution's packages, kept as a tar file under the target directory
+//! and imported into each engine. Its name carries a hash of how it was made.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use aws_lc_rs::digest::{SHA256, digest};
+
+use crate::process::{command, run};
+
+/// What containers name.
+pub const NAME: &str = "reseal-test/services:bookworm";
+
+const SUITE: &str = "bookworm";
+const PACKAGES: &[&str] = &["ca-certificates", "haproxy", "nginx-light", "openssl", "procps"];
+/// Nothing here is read by a service, and three engines unpack it.
+const LEAVE_OUT: &[&str] =
+    &["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
+
+/// The image as a tar file, made on the first call; waits while another process makes it.
+pub fn tar() -> Result<PathBuf> {
+    let cache = target_directory().join("fleet-cache");
+    std::fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let recipe = format!("{SUITE}\n{PACKAGES:?}\n{LEAVE_OUT:?}");
+    let hash = hex::encode(&digest(&SHA256, recipe.as_bytes()).as_ref()[..8]);
+    let tar = cache.join(format!("services-{hash}.tar"));
+    if tar.exists() {
+        return Ok(tar);
+    }
+    let lock = File::create(cache.join("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    if !tar.exists() {
+        make(&tar)?;
+    }
+    Ok(tar)
+}
+
+fn make(tar: &Path) -> Result<()> {
+    // A name without .tar keeps a killed run's half file from being taken for the image.
+    let half = tar.with_extension(format!("half-{}.tar", std::process::id()));
+    let mut mmdebstrap = command("mmdebstrap", &["--quiet", "--format=tar", "--variant=minbase"]);
+    mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
+    for pattern in LEAVE_OUT {
+        mmdebstrap.arg(format!("--dpkgopt=path-exclude={pattern}"));
+    }
+    mmdebstrap.arg(SUITE).arg(&half);
+    let made = run(&mut mmdebstrap).context("cannot make the services image");
+    if let Err(error) = made {
+        let _ = std::fs::remove_file(&half);
+        return Err(error);
+    }
+    std::fs::rename(&half, tar)?;
+    Ok(())
+}
+
+/// The workspace's target directory.
+pub fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// The root of the checkout these tests were built from.
+pub fn workspace() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_owned()
+}

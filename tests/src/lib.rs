@@ -1,0 +1,28 @@
+//! The fleet harness: real Docker hosts on one machine, the real binaries, and clients from outside.
+//!
+//! In reading order:
+//! - [`process`]: commands, daemons, waiting for a condition, Ctrl-C.
+//! - [`machine`]: what the machine must have, and how it gets it.
+//! - [`image`]: the one image all service containers run.
+//! - [`network`]: a bridge and a network namespace per host.
+//! - [`engine`]: one Docker Engine per host.
+//! - [`fleet`]: hosts put together, and taken down whatever happens; [`clean`] finds what a killed run left.
+//! - [`services`]: nginx, HAProxy and an mTLS pair across hosts.
+//! - [`openssl`] and [`probe`]: what a client outside the product sees.
+//! - [`product`]: the coordinator, the agents and the command line, run as users run them.
+//! - [`pki`]: a CA made with the `openssl` program, for tests of the harness and for forgeries.
+//!
+//! Nothing here looks inside the product; a scenario believes only what a client sees.
+
+pub mod clean;
+pub mod engine;
+pub mod fleet;
+pub mod image;
+pub mod machine;
+pub mod network;
+pub mod openssl;
+pub mod pki;
+pub mod probe;
+pub mod process;
+pub mod product;
+pub mod services;

@@ -1,0 +1,238 @@
+//! Real services in containers, described by labels only.
+//!
+//! Each service starts without a certificate and exits; Docker starts it again
+//! (`--restart on-failure`) until the agent has put one into its directory,
+//! which the container sees read-only. The configurations reload without
+//! refusing a connection: nginx hands its sockets to new workers, HAProxy's
+//! master passes its listeners on.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::fleet::Host;
+use crate::image;
+
+/// Where a service container sees its certificates.
+pub const TLS: &str = "/tls";
+
+/// An address that serves TLS, as a client from outside knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The service behind it.
+    pub service: String,
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// The name to ask for and to check.
+    pub sni: String,
+    /// The HTTP status a client without a certificate gets.
+    pub status: u16,
+}
+
+/// A container to be.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// The container's name.
+    pub name: String,
+    /// The host it runs on.
+    pub host: String,
+    /// Where it answers.
+    pub endpoint: Endpoint,
+    /// Its labels.
+    pub labels: Vec<(String, String)>,
+    /// Installations the labels declare: the number of certificates it needs.
+    pub certificates: usize,
+    command: &'static [&'static str],
+    /// Directory in the container, file name, content.
+    configuration: (&'static str, &'static str, String),
+}
+
+/// The domain all services live under.
+pub const DOMAIN: &str = "fleet.test";
+
+impl Service {
+    /// A TLS site on nginx; its reload method is left to Reseal's own table.
+    pub fn site(host: &Host, name: &str, port: u16, key_type: &str) -> Self {
+        let mut service = Self::nginx(host, name, port, 200, "", "return 200 \"ok\\n\";");
+        service.label("cert.site.key-type", key_type);
+        service
+    }
+
+    /// An API on nginx that wants a client certificate of the managed root; without one
+    /// it answers 400.
+    pub fn mtls_api(host: &Host, name: &str, port: u16) -> Self {
+        let settings = "
+        ssl_client_certificate /tls/ca.pem;
+        ssl_verify_client on;
+        ssl_verify_depth 3;";
+        let answer = "return 200 \"hello $ssl_client_s_dn\\n\";";
+        let mut service = Self::nginx(host, name, port, 400, settings, answer);
+        service.trusts_managed_root();
+        service
+    }
+
+    /// A site on nginx that asks `api` for each answer, over a new mTLS connection with a
+    /// client certificate of its own.
+    pub fn gateway(host: &Host, name: &str, port: u16, api: &Endpoint) -> Self {
+        let answer = format!(
+            "
+            proxy_pass https://{};
+            proxy_http_version 1.1;
+            proxy_set_header Connection close;
+            proxy_ssl_name {};
+            proxy_ssl_server_name on;
+            proxy_ssl_verify on;
+            proxy_ssl_verify_depth 3;
+            proxy_ssl_trusted_certificate /tls/ca.pem;
+            proxy_ssl_certificate /tls/client.crt;
+            proxy_ssl_certificate_key /tls/client.key;
+            proxy_ssl_session_reuse off;
+            proxy_next_upstream off;
+        ",
+            api.address, api.sni
+        );
+        let mut service = Self::nginx(host, name, port, 200, "", &answer);
+        service.trusts_managed_root();
+        service.label("cert.client.names", &service.endpoint.sni.clone());
+        service.label("cert.client.path", "/tls/client.crt");
+        service.label("cert.client.usage", "client");
+        service.label("cert.client.reload", "signal:HUP");
+        service.label("cert.client.verify", "none");
+        service.certificates += 1;
+        service
+    }
+
+    /// A site on HAProxy: certificate and key in one file, master and worker.
+    pub fn haproxy(host: &Host, name: &str, port: u16) -> Self {
+        let configuration = "\
+global
+    stats socket /run/haproxy-admin.sock mode 600 level admin expose-fd listeners
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 10s
+    timeout server 10s
+frontend tls
+    bind :443 ssl crt /tls/site.pem
+    http-request return status 200 content-type text/plain string \"ok\"
+";
+        let mut service = Self::new(host, name, port, 200);
+        service.command = &["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"];
+        service.configuration = ("/etc/haproxy", "haproxy.cfg", configuration.to_owned());
+        service.label("cert.site.names", &service.endpoint.sni.clone());
+        service.label("cert.site.path", "/tls/site.pem");
+        service.label("cert.site.layout", "combined");
+        service.label("cert.site.reload", "signal:USR2");
+        service.label("cert.site.verify", "443");
+        service
+    }
+
+    fn nginx(host: &Host, name: &str, port: u16, status: u16, settings: &str, answer: &str) -> Self {
+        let mut service = Self::new(host, name, port, status);
+        let configuration = format!(
+            "\
+user root;
+worker_processes 2;
+error_log /dev/stderr notice;
+pid /run/nginx.pid;
+worker_shutdown_timeout 10s;
+events {{}}
+http {{
+    access_log off;
+    default_type text/plain;
+    server {{
+        listen 443 ssl;
+        server_name {};
+        ssl_certificate /tls/site.crt;
+        ssl_certificate_key /tls/site.key;
+        ssl_protocols TLSv1.2 TLSv1.3;{settings}
+        location / {{ {answer} }}
+    }}
+}}
+",
+            service.endpoint.sni
+        );
+        service.command = &["nginx", "-g", "daemon off;"];
+        service.configuration = ("/etc/nginx", "nginx.conf", configuration);
+        service.label("cert.site.names", &service.endpoint.sni.clone());
+        service.label("cert.site.path", "/tls/site.crt");
+        service.label("cert.site.verify", "443");
+        service
+    }
+
+    fn new(host: &Host, name: &str, port: u16, status: u16) -> Self {
+        let mut service = Self {
+            name: name.to_owned(),
+            host: host.name.clone(),
+            endpoint: Endpoint {
+                service: name.to_owned(),
+                address: SocketAddr::new(IpAddr::V4(host.address), port),
+                sni: format!("{name}.{}.{DOMAIN}", host.name),
+                status,
+            },
+            labels: Vec::new(),
+            certificates: 1,
+            command: &[],
+            configuration: ("", "", String::new()),
+        };
+        service.label("enable", "true");
+        service
+    }
+
+    fn trusts_managed_root(&mut self) {
+        self.label("trust.peers.bundle", "managed-root");
+        self.label("trust.peers.path", "/tls/ca.pem");
+    }
+
+    /// Sets the label `reseal.<key>`.
+    pub fn label(&mut self, key: &str, value: &str) {
+        let key = format!("reseal.{key}");
+        self.labels.retain(|(other, _)| *other != key);
+        self.labels.push((key, value.to_owned()));
+    }
+
+    /// The directory on the host that the container sees as [`TLS`].
+    pub fn tls_directory(&self, host: &Host) -> PathBuf {
+        self.directory(host).join("tls")
+    }
+
+    /// The certificate file that the endpoint serves from, on the host.
+    pub fn certificate_file(&self, host: &Host) -> PathBuf {
+        let combined = self.command.first() == Some(&"haproxy");
+        let name = if combined { "site.pem" } else { "site.crt" };
+        self.tls_directory(host).join(name)
+    }
+
+    fn directory(&self, host: &Host) -> PathBuf {
+        host.directory().join("services").join(&self.name)
+    }
+
+    /// Writes the service's configuration and starts its container.
+    pub fn start(&self, host: &Host) -> Result<()> {
+        let (inside, file, content) = &self.configuration;
+        let etc = self.directory(host).join("etc");
+        let tls = self.tls_directory(host);
+        for directory in [&etc, &tls] {
+            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        fs::write(etc.join(file), content)?;
+        let mut words = vec![
+            "run".to_owned(),
+            "--detach".to_owned(),
+            "--restart=on-failure".to_owned(),
+            format!("--name={}", self.name),
+            format!("--hostname={}", self.name),
+            format!("--publish={}:443", self.endpoint.address.port()),
+            format!("--volume={}:{TLS}:ro", tls.display()),
+            format!("--volume={}:{inside}:ro", etc.display()),
+        ];
+        words.extend(self.labels.iter().map(|(key, value)| format!("--label={key}={value}")));
+        words.push(image::NAME.to_owned());
+        words.extend(self.command.iter().map(|word| (*word).to_owned()));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        host.engine.docker(&words).with_context(|| format!("cannot start service {}", self.name))?;
+        Ok(())
+    }
+}
