@@ -56,3 +56,10 @@ impl std::fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+/// A place where a test kills the process; nothing in a release.
+pub(crate) fn fail_point(name: &str) {
+    #[cfg(feature = "failpoints")]
+    reseal_proto::fail::point(name);
+    let _ = name;
+}

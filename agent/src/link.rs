@@ -26,7 +26,7 @@ use crate::discover::watch::Discovery;
 use crate::identity::{Identity, IdentityError, IdentityStore, Slot};
 use crate::inventory::Report;
 use crate::outbox::{Known, Outbox};
-use crate::state::{Session, StateError};
+use crate::state::Session;
 
 /// The protocol of this program.
 pub const PROTOCOL: u32 = 1;
@@ -92,9 +92,6 @@ pub enum LinkError {
     /// A new identity is ready.
     #[error("the identity was renewed")]
     Renewed,
-    /// Something could not be remembered.
-    #[error("cannot remember the session")]
-    State(#[source] StateError),
 }
 
 /// A live session, for the batch runner.
@@ -141,6 +138,8 @@ pub struct Link {
     chains: mpsc::Sender<Chains>,
     welcomed: watch::Sender<u64>,
     number: u64,
+    /// A renewed identity did not work: the one before is tried in between.
+    next_failed: bool,
     /// The inventory as the coordinator has it from us; unknown after a start.
     sent: Option<Report>,
 }
@@ -167,6 +166,7 @@ impl Link {
             chains,
             welcomed,
             number: 0,
+            next_failed: false,
             sent: None,
         };
         let ends = Ends {
@@ -222,11 +222,11 @@ impl Link {
 
     /// One session, from the identity to the error that ends it.
     async fn once(&mut self, turn: usize) -> LinkError {
-        // A renewed identity is tried first, the one before every other time:
-        // the coordinator may never have got to store the new one.
+        // A renewed identity is tried first, then the one before by turns: the
+        // coordinator may never have got to store the new one.
         let next = self.identities.load(Slot::Next).ok().flatten();
         let usable = match next {
-            Some(next) if turn.is_multiple_of(2) && next.not_after > app::now() => {
+            Some(next) if !self.next_failed && next.not_after > app::now() => {
                 Ok((Slot::Next, next))
             }
             _ => self
@@ -241,10 +241,12 @@ impl Link {
         let Some(address) = pick(&identity.coordinators, turn) else {
             return LinkError::Identity(IdentityError::NotEnrolled);
         };
-        match self.speak(&address, slot, identity).await {
+        let error = match self.speak(&address, slot, identity).await {
             Ok(never) => match never {},
             Err(error) => error,
-        }
+        };
+        self.next_failed = slot == Slot::Next;
+        error
     }
 
     async fn speak(
@@ -314,9 +316,16 @@ impl Link {
                 biased;
                 received = stream.message() => {
                     let received = received.map_err(failed)?.ok_or_else(closed)?;
-                    if self.receive(received)? {
-                        self.tell_inventory(&handle, true).await.map_err(|()| closed())?;
-                        inventory_due = false;
+                    match self.receive(received)? {
+                        Reply::Nothing => {}
+                        Reply::Inventory => {
+                            self.tell_inventory(&handle, true).await.map_err(|()| closed())?;
+                            inventory_due = false;
+                        }
+                        Reply::Result(batch) => {
+                            told.0.remove(&batch);
+                            self.tell_result(&handle, &mut told, &batch).await.map_err(|()| closed())?;
+                        }
                     }
                 }
                 changed = results.changed() => {
@@ -382,9 +391,11 @@ impl Link {
         if skew.abs() > 60 {
             warn!(skew_seconds = skew, "this host's clock differs from the coordinator's");
         }
-        self.session
-            .welcome(epoch, anchors, bundles)
-            .map_err(LinkError::State)?;
+        // A full disk must not keep this host out of an emergency: what cannot
+        // be written is known to this process all the same.
+        if let Err(error) = self.session.welcome(epoch, anchors, bundles) {
+            error!(error = %crate::chain_of(&error), "cannot remember the session");
+        }
         if slot == Slot::Next {
             self.identities.promote().map_err(LinkError::Identity)?;
         }
@@ -392,18 +403,15 @@ impl Link {
         Ok(())
     }
 
-    /// Takes one message in; says whether the whole inventory is wanted.
-    fn receive(&self, received: CoordinatorMessage) -> Result<bool, LinkError> {
+    /// Takes one message in; says what is wanted in return.
+    fn receive(&self, received: CoordinatorMessage) -> Result<Reply, LinkError> {
         use coordinator_message::Body;
         match received.body {
             Some(Body::Order(order)) => {
                 if order.epoch < self.session.epoch() {
                     warn!(batch = %order.batch, epoch = order.epoch, "order of an older epoch refused");
                 } else {
-                    debug!(batch = %order.batch, "order");
-                    self.orders
-                        .try_send(order)
-                        .map_err(|_| LinkError::Flooded)?;
+                    return self.order(order);
                 }
             }
             Some(Body::Chains(chains)) => {
@@ -412,16 +420,35 @@ impl Link {
                     warn!("certificates that nobody waits for were dropped");
                 }
             }
-            Some(Body::ResultAck(ack)) => self
-                .outbox
-                .acknowledge(&ack.batch)
-                .map_err(LinkError::State)?,
-            Some(Body::InventoryWanted(_)) => return Ok(true),
+            Some(Body::ResultAck(ack)) => {
+                if let Err(error) = self.outbox.acknowledge(&ack.batch) {
+                    error!(error = %crate::chain_of(&error), "cannot remember an acknowledgement");
+                }
+            }
+            Some(Body::InventoryWanted(_)) => return Ok(Reply::Inventory),
             Some(Body::Welcome(_)) => debug!("a second Welcome was ignored"),
             // A kind that only a newer coordinator knows.
             None => debug!("a message of an unknown kind was ignored"),
         }
-        Ok(false)
+        Ok(Reply::Nothing)
+    }
+
+    /// A new batch goes to the runner, a finished one is answered again.
+    fn order(&self, order: Order) -> Result<Reply, LinkError> {
+        match self.outbox.known(&order.batch) {
+            Some(Known::Finished(_)) => Ok(Reply::Result(order.batch)),
+            Some(Known::Acknowledged) => {
+                info!(batch = %order.batch, "order of a finished and acknowledged batch ignored");
+                Ok(Reply::Nothing)
+            }
+            None => {
+                debug!(batch = %order.batch, "order");
+                self.orders
+                    .try_send(order)
+                    .map_err(|_| LinkError::Flooded)?;
+                Ok(Reply::Nothing)
+            }
+        }
     }
 
     /// Sends what changed, or everything.
@@ -437,7 +464,8 @@ impl Link {
         let base = if all { None } else { self.base() };
         let delta = report.delta(base);
         handle.send(agent_message::Body::Inventory(delta)).await?;
-        self.was_sent(report)
+        self.was_sent(report);
+        Ok(())
     }
 
     /// What was sent last, if this process knows it.
@@ -447,12 +475,11 @@ impl Link {
             .filter(|sent| sent.digest == self.session.digest())
     }
 
-    fn was_sent(&mut self, report: Report) -> Result<(), ()> {
-        let remembered = self.session.sent(&report.digest);
-        self.sent = Some(report);
-        remembered.map_err(|error| {
+    fn was_sent(&mut self, report: Report) {
+        if let Err(error) = self.session.sent(&report.digest) {
             error!(error = %crate::chain_of(&error), "cannot remember what was sent");
-        })
+        }
+        self.sent = Some(report);
     }
 
     /// Sends a result, once per session unless it is reminded, with the
@@ -477,11 +504,18 @@ impl Link {
         };
         crate::fail_point("agent.before_report");
         handle.send(agent_message::Body::Result(result)).await?;
-        match changed {
-            Some(report) => self.was_sent(report),
-            None => Ok(()),
+        if let Some(report) = changed {
+            self.was_sent(report);
         }
+        Ok(())
     }
+}
+
+/// What a message from the coordinator wants in return.
+enum Reply {
+    Nothing,
+    Inventory,
+    Result(String),
 }
 
 /// Results told in this session.

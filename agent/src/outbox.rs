@@ -82,13 +82,14 @@ impl Outbox {
         })
     }
 
-    /// Keeps a result; it is on disk when this returns.
+    /// Keeps a result; it is on disk when this returns. Where the disk refuses
+    /// it, the result is held in memory and sent all the same.
     pub fn put(&self, result: BatchResult) -> Result<(), StateError> {
         let name = state::file_name(&result.batch, EXTENSION);
-        state::write(&self.directory, &name, &result.encode_to_vec())?;
+        let written = state::write(&self.directory, &name, &result.encode_to_vec());
         self.held().results.insert(result.batch.clone(), result);
         self.changes.send_modify(|count| *count += 1);
-        Ok(())
+        written
     }
 
     /// What is known of a batch.
@@ -130,11 +131,6 @@ impl Outbox {
     /// Changes when there is something new to send.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
-    }
-
-    /// Wakes the session to send again.
-    pub fn remind(&self) {
-        self.changes.send_modify(|count| *count += 1);
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {

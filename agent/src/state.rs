@@ -239,11 +239,13 @@ impl Session {
         let mut held = self.held();
         let mut changed = held.clone();
         change(&mut changed);
-        if changed != *held {
-            write(&self.state_dir, SESSION, &changed.encode_to_vec())?;
-            *held = changed;
+        if changed == *held {
+            return Ok(());
         }
-        Ok(())
+        let bytes = changed.encode_to_vec();
+        // In memory whatever the disk says: the caller goes on with a warning.
+        *held = changed;
+        write(&self.state_dir, SESSION, &bytes)
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Remembered> {

@@ -120,14 +120,19 @@ fn end_processes(network: Network, directory: &Path) -> Result<()> {
     let ended = wait_quietly(Duration::from_secs(10), || {
         let left = processes(network, directory);
         for pid in &left {
-            // A shim that dies leaves its container running: the container first.
-            if program(*pid).as_deref() == Some("containerd-shim") {
+            // A shim that dies leaves its container running, or a zombie in its control
+            // groups: first the container, and the shim when it has reaped it.
+            let is_shim = program(*pid).as_deref() == Some("containerd-shim");
+            let inside = if is_shim { children(*pid) } else { Vec::new() };
+            if is_shim {
                 containers.extend(container_of(*pid));
-                for child in children(*pid) {
-                    signal(child, Signal::KILL);
-                }
             }
-            signal(*pid, Signal::KILL);
+            for child in &inside {
+                signal(*child, Signal::KILL);
+            }
+            if inside.is_empty() {
+                signal(*pid, Signal::KILL);
+            }
         }
         left.is_empty()
     });
@@ -147,11 +152,8 @@ pub fn processes(network: Network, directory: &Path) -> Vec<u32> {
         .map(|data| data.ino())
         .collect();
     let marker = format!("{}/", directory.display());
-    fs::read_dir("/proc")
+    all_processes()
         .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != std::process::id() && alive(*pid))
         .filter(|pid| program(*pid).is_some_and(|name| PROGRAMS.contains(&name.as_str())))
         .filter(|pid| {
@@ -168,13 +170,25 @@ fn program(pid: u32) -> Option<String> {
     Some(name.trim_end().to_owned())
 }
 
-fn children(pid: u32) -> Vec<u32> {
-    fs::read_dir(format!("/proc/{pid}/task"))
+/// Not every kernel lists a process's children: found by asking each for its parent.
+fn children(parent: u32) -> Vec<u32> {
+    let parent = parent.to_string();
+    all_processes()
+        .into_iter()
+        .filter(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+            after_name.split_whitespace().nth(1) == Some(&parent)
+        })
+        .collect()
+}
+
+fn all_processes() -> Vec<u32> {
+    fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
 }
 

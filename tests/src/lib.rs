@@ -10,11 +10,14 @@
 //! - [`services`]: nginx, HAProxy and an mTLS pair across hosts.
 //! - [`openssl`] and [`probe`]: what a client outside the product sees.
 //! - [`product`]: the coordinator, the agents and the command line, run as users run them.
+//! - [`world`]: all of it together, up to the moment when every certificate is issued.
+//! - [`demo`]: what `deploy/demo` shows.
 //! - [`pki`]: a CA made with the `openssl` program, for tests of the harness and for forgeries.
 //!
 //! Nothing here looks inside the product; a scenario believes only what a client sees.
 
 pub mod clean;
+pub mod demo;
 pub mod engine;
 pub mod fleet;
 pub mod image;
@@ -26,3 +29,4 @@ pub mod probe;
 pub mod process;
 pub mod product;
 pub mod services;
+pub mod world;

@@ -37,10 +37,17 @@ pub struct Seen {
     pub failed: u64,
     /// The first reasons, with their times.
     pub reasons: Vec<(SystemTime, String)>,
-    /// SHA-256 fingerprints of the intermediates served, with the number of connections.
-    pub issuers: BTreeMap<String, u64>,
-    /// The intermediate of the newest connection.
-    pub newest_issuer: Option<String>,
+    /// The intermediates served, by SHA-256 fingerprint.
+    pub issuers: BTreeMap<String, Met>,
+}
+
+/// Connections that were shown the same intermediate.
+#[derive(Clone, Copy, Debug)]
+pub struct Met {
+    /// How many.
+    pub connections: u64,
+    /// When the last of them was begun.
+    pub last: Instant,
 }
 
 /// What the client saw, by service.
@@ -113,14 +120,16 @@ fn watch(
 ) {
     let mut next = Instant::now();
     while !stop.load(Ordering::SeqCst) {
+        let begun = Instant::now();
         let result = connect(endpoint, tls);
         let mut tally = tally.lock().expect("no thread panics with it");
         let seen = tally.entry(endpoint.service.clone()).or_default();
         seen.attempted += 1;
         match result {
             Ok(issuer) => {
-                *seen.issuers.entry(issuer.clone()).or_default() += 1;
-                seen.newest_issuer = Some(issuer);
+                let met = seen.issuers.entry(issuer).or_insert(Met { connections: 0, last: begun });
+                met.connections += 1;
+                met.last = begun;
             }
             Err(error) => {
                 seen.failed += 1;

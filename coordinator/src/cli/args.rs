@@ -91,7 +91,7 @@ pub(crate) enum Command {
     /// Trust bundles that hosts load
     #[command(subcommand)]
     Trust(trust::TrustCommand),
-    /// Who did what
+    /// Who did what: the hash chain of privileged acts
     #[command(subcommand)]
     Audit(audit::AuditCommand),
     /// The coordinator's store: backup, and the way to another engine

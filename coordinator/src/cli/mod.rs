@@ -21,6 +21,8 @@ mod certs;
 mod client;
 pub(crate) mod credentials;
 pub(crate) mod exit;
+#[cfg(test)]
+mod fake;
 pub(crate) mod file;
 mod host;
 mod operator;

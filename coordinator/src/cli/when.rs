@@ -49,13 +49,14 @@ pub(crate) fn relative(seconds: i64, now: i64) -> String {
     if seconds > now { format!("in {distance}") } else { format!("{distance} ago") }
 }
 
-/// A span of seconds in its largest fitting unit: "45 s", "12 min", "3 h", "29 days".
+/// A span of seconds in its largest fitting unit: "45 s", "12 min", "3 h", "29 days", "4 years".
 pub(crate) fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / MINUTE),
         7200..172_800 => format!("{} h", seconds / HOUR),
-        _ => format!("{} days", seconds / DAY),
+        172_800..63_072_000 => format!("{} days", seconds / DAY),
+        _ => format!("{} years", seconds / (365 * DAY)),
     }
 }
 

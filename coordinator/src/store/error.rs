@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The cause of a [`StoreError`], whatever engine it is from.
-pub type Cause = Arc<dyn Error + Send + Sync>;
+type Cause = Arc<dyn Error + Send + Sync>;
 
 /// The store could not do what was asked; nothing was written.
 ///

@@ -231,7 +231,7 @@ async fn an_export_shows_one_instant_of_a_busy_store() {
             tokio::spawn(async move {
                 for round in 1.. {
                     let (a, z) = (format!("a/{w:02}/{round:06}"), format!("z/{w:02}"));
-                    let gone = format!("a/{w:02}/{:06}", round - 10);
+                    let gone = format!("a/{w:02}/{:06}", round.max(10) - 10);
                     let written = store.commit(Commit::new().put(a, &number(round))).await;
                     let revealed = store.commit(Commit::new().put(z, &number(round)).delete(gone)).await;
                     if written.or(revealed).is_err() {
@@ -241,9 +241,15 @@ async fn an_export_shows_one_instant_of_a_busy_store() {
             })
         })
         .collect();
-    while store.get::<Counter>("z/19").await.expect("reads").is_none_or(|found| found.value.value < 20) {
-        tokio::task::yield_now().await;
-    }
+    let busy = async {
+        for w in 0..20 {
+            let key = format!("z/{w:02}");
+            while store.get::<Counter>(&key).await.expect("reads").is_none_or(|found| found.value.value < 20) {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), busy).await.expect("the writers write");
     let bytes = exported(&store).await;
     writers.iter().for_each(tokio::task::JoinHandle::abort);
     let copy = home.path().join("copy");

@@ -77,13 +77,11 @@ impl Progress {
             Kind::Bars(bars) => bars.show(view),
             Kind::Lines { last, heading } => {
                 let head = format!("{} wave {}", view.state, view.wave);
-                let line = format!(
-                    "{}, wave {} of {}: {}",
-                    view.state,
-                    view.wave,
-                    view.waves.len().max(1),
-                    totals(view)
-                );
+                let wave = match view.waves.len() {
+                    0 => String::new(),
+                    waves => format!(", wave {} of {waves}", view.wave),
+                };
+                let line = format!("{}{wave}: {}", view.state, totals(view));
                 let due = match last {
                     Some((at, text)) => {
                         *text != line && (*heading != head || at.elapsed() >= LINE_PAUSE || !is_moving(view))

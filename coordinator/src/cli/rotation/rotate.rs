@@ -239,6 +239,7 @@ pub(super) fn may_have_been_lost(code: Code) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::fake::{Fake, Script};
 
     fn plan(compromised: Option<&str>, targets: u32) -> PlanView {
         PlanView::from(v1::PlanReply {
@@ -247,6 +248,30 @@ mod tests {
             targets,
             ..Default::default()
         })
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_is_asked_for_again_with_the_same_key() {
+        let fake = Fake::start(Script {
+            rotates: [
+                Err(tonic::Status::unavailable("going away")),
+                Ok("r7".to_owned()),
+                Err(tonic::Status::permission_denied("viewer")),
+                Ok("r8".to_owned()),
+            ]
+            .into(),
+            ..Default::default()
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut client = Client::connect(Some(&fake.credentials(folder.path()))).await.unwrap();
+        let rotate = v1::RotateRequest { idempotency_key: random_key().unwrap(), ..Default::default() };
+        assert_eq!(start(&mut client, rotate.clone()).await.unwrap(), "r7");
+        let refused = start(&mut client, rotate.clone()).await.unwrap_err();
+        assert_eq!(refused.exit(), Exit::Refused, "a clear no is not asked again");
+        let keys = &fake.script.lock().unwrap().keys;
+        assert_eq!(keys.len(), 3);
+        assert!(keys.iter().all(|key| key.len() == 16 && *key == rotate.idempotency_key));
     }
 
     #[test]

@@ -140,6 +140,8 @@ fn settle(view: &RotationView, running: Option<Instant>, before: Option<Rotation
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::fake::{Fake, Script};
+    use crate::cli::output::{Format, Output};
     use reseal_proto::v1::TargetState;
 
     fn view(state: RotationState, ordered: u32) -> RotationView {
@@ -158,6 +160,89 @@ mod tests {
         assert!(!has_ended(&view(RotationState::Trailing, 0)), "the stream's end decides");
         assert!(stands_still(&view(RotationState::Trailing, 0)));
         assert!(!stands_still(&view(RotationState::Running, 0)));
+    }
+
+    fn snapshot(state: RotationState, verified: u32) -> v1::Rotation {
+        v1::Rotation {
+            id: "r1".into(),
+            state: state.into(),
+            targets: [(TargetState::Verified as u32, verified)].into(),
+            ..Default::default()
+        }
+    }
+
+    async fn followed(fake: &Fake) -> (Result<RotationView, CliError>, Client) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut client = Client::connect(Some(&fake.credentials(folder.path()))).await.unwrap();
+        let mut progress = Progress::new(Output::stdout(Format::Table));
+        let end =
+            timeout_at(Instant::now() + Duration::from_secs(30), follow(&mut client, "r1", &mut progress));
+        let view = end.await.expect("the watching ends");
+        (view, client)
+    }
+
+    #[tokio::test]
+    async fn streams_that_break_or_end_early_are_taken_up_again() {
+        use RotationState::{Completed, Running};
+        let fake = Fake::start(Script {
+            watches: [
+                vec![Ok(snapshot(Running, 1)), Err(tonic::Status::unavailable("going away"))],
+                vec![Ok(snapshot(Running, 2))],
+                vec![Err(tonic::Status::internal("connection reset"))],
+                vec![Ok(snapshot(Running, 2)), Ok(snapshot(Completed, 3)), Ok(snapshot(Running, 9))],
+            ]
+            .into(),
+            ..Default::default()
+        })
+        .await;
+        let (view, _) = followed(&fake).await;
+        let view = view.unwrap();
+        assert_eq!((view.state, view.verified()), ("completed", 3));
+        assert!(fake.script.lock().unwrap().watches.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_died_is_waited_for() {
+        let mut fake = Fake::start(Script {
+            watches: [vec![Ok(snapshot(RotationState::Running, 1))]].into(),
+            ..Default::default()
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut client = Client::connect(Some(&fake.credentials(folder.path()))).await.unwrap();
+        let watching = tokio::spawn(async move {
+            let mut progress = Progress::new(Output::stdout(Format::Table));
+            follow(&mut client, "r1", &mut progress).await
+        });
+        // Its one stream has ended; now the process goes, and comes back with the end.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !fake.script.lock().unwrap().watches.is_empty() {
+            assert!(Instant::now() < deadline, "nobody watched");
+            tokio::task::yield_now().await;
+        }
+        fake.die().await;
+        fake.script.lock().unwrap().watches.push_back(vec![Ok(snapshot(RotationState::Completed, 3))]);
+        fake.revive().await;
+        let view = timeout_at(deadline, watching).await.expect("the watching ends").unwrap().unwrap();
+        assert_eq!(view.state, "completed");
+        assert!(fake.script.lock().unwrap().connections > 1, "it connected again");
+    }
+
+    #[tokio::test]
+    async fn trailing_ends_with_the_stream_and_a_clear_no_ends_at_once() {
+        let fake = Fake::start(Script {
+            watches: [
+                vec![Ok(snapshot(RotationState::Trailing, 1))],
+                vec![Err(tonic::Status::not_found("no rotation r1"))],
+            ]
+            .into(),
+            ..Default::default()
+        })
+        .await;
+        let (view, _) = followed(&fake).await;
+        assert_eq!(view.unwrap().state, "trailing");
+        let (view, _) = followed(&fake).await;
+        assert_eq!(view.err().expect("a clear no").to_string(), "no rotation r1");
     }
 
     #[tokio::test]

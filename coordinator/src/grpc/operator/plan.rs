@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::OperatorService;
 use super::choose::{Chosen, FoundIssuer, radius};
-use crate::domain::authority;
+use crate::domain::{authority, selection};
 use crate::domain::waves::Waves;
 use crate::grpc::convert::{authority_info, chain, status};
 use crate::store::record::{Authority, AuthorityState, Inventory};
@@ -19,10 +19,10 @@ const RELYING_PARTIES: usize = 100;
 impl OperatorService {
     pub(super) async fn plan_reply(&self, request: PlanRequest) -> Result<PlanReply, Status> {
         let wire = request.selection.unwrap_or_default();
-        let (selection, compromised) = self.selection(&wire).await?;
+        let (wanted, compromised) = self.selection(&wire).await?;
         let words = if request.waves.is_empty() { WAVES } else { &request.waves };
         let waves: Waves = words.parse().map_err(|error| Status::invalid_argument(chain(&error)))?;
-        let chosen = self.choose(&selection, Some(&waves)).await?;
+        let chosen = self.choose(&wanted, Some(&waves)).await?;
         let mut conflicts = self.conflicts(&chosen).await?;
         let to_issuer = match self.new_issuer(&request.to_issuer, compromised.as_ref()).await {
             Ok(issuer) => Some(issuer),
@@ -31,7 +31,7 @@ impl OperatorService {
                 None
             }
         };
-        if chosen.is_empty() {
+        if chosen.is_empty() && !selection::means_every_certificate(&wire) {
             conflicts.push("the selection matches no installation".to_owned());
         }
         let (containers, endpoints) = radius(&chosen);

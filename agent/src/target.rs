@@ -1,0 +1,548 @@
+//! One target of a batch, step by step: request, validate, install, reload, verify.
+//!
+//! Each step is journalled before its effect. A failure up to the switch
+//! leaves everything as it was; after it, the generation before comes back and
+//! is proved to be served again, unless the order says to hold. Nothing here
+//! talks to the coordinator: certificates come in as arguments, proofs go out
+//! as journal entries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reseal_proto::v1::{
+    EndpointProof, Failure, Grade, Issued, OnFailure, ReloadProof, Stage, TargetProof, TargetState,
+    Usage,
+};
+use rustls_pki_types::CertificateDer;
+use tokio::time::Instant;
+use tracing::{Instrument, info, info_span, warn};
+
+use crate::app;
+use crate::chain;
+use crate::config::Config;
+use crate::discover::docker::DockerError;
+use crate::discover::watch::Discovery;
+use crate::discover::{Consumer, Endpoint, Installation};
+use crate::install::{Files, InstallError};
+use crate::journal::{Entry, Journal, Phase};
+use crate::key::{KeyError, PrivateKey};
+use crate::reload::{ReloadError, Reloader};
+use crate::state::{Session, StateError};
+use crate::verify::{self, Expected, VerifyError};
+
+/// What every target needs.
+#[derive(Clone)]
+pub struct Tools {
+    /// Settings.
+    pub config: Arc<Config>,
+    /// The picture of the host.
+    pub discovery: Discovery,
+    /// Reloads, one at a time per container.
+    pub reloader: Arc<Reloader>,
+    /// Anchors.
+    pub session: Arc<Session>,
+}
+
+/// Why a target failed; every variant knows its stage.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// Not declared by this host.
+    #[error(
+        "{0} is not an installation of this host: no container declares it (any more)"
+    )]
+    Unknown(String),
+    /// No key or CSR.
+    #[error("no certificate request")]
+    Key(#[source] KeyError),
+    /// The coordinator says no.
+    #[error("{0}")]
+    Refused(String),
+    /// It says nothing.
+    #[error("the coordinator did not answer the certificate request in time")]
+    NoAnswer,
+    /// The certificate is not the one that was asked for.
+    #[error("the certificate was not installed")]
+    Chain(#[source] chain::ChainError),
+    /// Files.
+    #[error("nothing was changed")]
+    Install(#[source] InstallError),
+    /// The journal cannot be written: nothing is done without it.
+    #[error("nothing was changed")]
+    Journal(#[source] StateError),
+    /// Containers cannot be looked at.
+    #[error("the consumers cannot be looked at")]
+    Docker(#[source] DockerError),
+    /// A reload.
+    #[error("a consumer did not reload")]
+    Reload(#[source] ReloadError),
+    /// An endpoint.
+    #[error("the new certificate is not served")]
+    Verify(#[source] VerifyError),
+}
+
+impl TargetError {
+    fn stage(&self) -> Stage {
+        match self {
+            Self::Unknown(_) | Self::Key(_) => Stage::Request,
+            Self::Refused(_) | Self::NoAnswer => Stage::Issue,
+            Self::Chain(_) => Stage::Validate,
+            Self::Install(_) | Self::Journal(_) => Stage::Install,
+            Self::Docker(_) | Self::Reload(_) => Stage::Reload,
+            Self::Verify(_) => Stage::Verify,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "unknown-installation",
+            Self::Key(_) => "key-failed",
+            Self::Refused(_) => "refused",
+            Self::NoAnswer => "no-answer",
+            Self::Chain(error) => error.code(),
+            Self::Install(error) => error.code(),
+            Self::Journal(_) => "journal",
+            Self::Docker(_) => "docker-failed",
+            Self::Reload(error) => error.code(),
+            Self::Verify(error) => error.code(),
+        }
+    }
+
+    /// As evidence carries it.
+    pub fn failure(&self) -> Failure {
+        Failure {
+            stage: self.stage().into(),
+            code: self.code().to_owned(),
+            reason: crate::chain_of(self).to_string(),
+        }
+    }
+}
+
+/// A target that is being worked on.
+pub struct Target<'a> {
+    /// What it works with.
+    pub tools: &'a Tools,
+    /// Where its steps are written.
+    pub journal: &'a Journal,
+    /// Its place in the batch.
+    pub at: usize,
+    /// What it is about.
+    pub installation: &'a Installation,
+    /// What happens after a failure.
+    pub on_failure: OnFailure,
+}
+
+/// What reload and verification showed.
+#[derive(Default)]
+struct Shown {
+    reloads: Vec<ReloadProof>,
+    endpoints: Vec<EndpointProof>,
+}
+
+impl Target<'_> {
+    /// Runs file operations off the async threads.
+    async fn files<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Files) -> Result<T, InstallError> + Send + 'static,
+    ) -> Result<T, TargetError> {
+        let (config, installation) = (self.tools.config.clone(), self.installation.clone());
+        tokio::task::spawn_blocking(move || work(&Files::open(&config, &installation)?))
+            .await
+            .expect("file operations do not panic")
+            .map_err(TargetError::Install)
+    }
+
+    async fn update(&self, change: impl FnOnce(&mut Entry)) -> Result<(), TargetError> {
+        let at = self.at;
+        self.journal
+            .update(|entries| change(&mut entries[at]))
+            .await
+            .map_err(TargetError::Journal)
+    }
+
+    /// How far the disk is.
+    pub async fn progress(&self) -> Result<crate::install::Progress, TargetError> {
+        let generation = self.journal.entry(self.at).await.generation;
+        if generation.is_empty() {
+            return Ok(crate::install::Progress::Absent);
+        }
+        self.files(move |files| files.progress(&generation)).await
+    }
+
+    /// Makes or takes up the key; gives the CSR. The journal already names
+    /// the generation.
+    pub async fn request(&self, reuse: bool) -> Result<Vec<u8>, TargetError> {
+        let generation = self.journal.entry(self.at).await.generation;
+        let wanted = self.installation.wanted.clone();
+        let (config, installation) = (self.tools.config.clone(), self.installation.clone());
+        let work = move || {
+            let files = Files::open(&config, &installation).map_err(TargetError::Install)?;
+            let stored = match reuse {
+                true => files.pending_key(&generation).map_err(TargetError::Install)?,
+                false => None,
+            };
+            let stored = stored
+                .and_then(|pkcs8| PrivateKey::from_pkcs8(wanted.key_type, &pkcs8).ok());
+            let key = match stored {
+                Some(key) => key,
+                None => {
+                    let key = PrivateKey::generate(wanted.key_type).map_err(TargetError::Key)?;
+                    let pkcs8 = key.to_pkcs8().map_err(TargetError::Key)?;
+                    files
+                        .prepare(&generation, &pkcs8)
+                        .map_err(TargetError::Install)?;
+                    crate::fail_point("agent.after_key_written");
+                    key
+                }
+            };
+            key.request(&wanted.names, wanted.usage)
+                .map_err(TargetError::Key)
+        };
+        tokio::task::spawn_blocking(work)
+            .instrument(self.span("request"))
+            .await
+            .expect("making a key does not panic")
+    }
+
+    /// The certificate is here, or the refusal: everything that follows.
+    pub async fn answered(&self, answer: Result<Issued, TargetError>) {
+        let outcome = match answer {
+            Ok(issued) => self.install(issued).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => self.prove().await,
+            Err(error) => self.failed(error).await,
+        }
+    }
+
+    /// Validates and switches.
+    async fn install(&self, issued: Issued) -> Result<(), TargetError> {
+        if let Some(refusal) = issued.refusal {
+            return Err(TargetError::Refused(refusal.reason));
+        }
+        let span = self.span("validate");
+        let chain: Vec<CertificateDer<'static>> = std::iter::once(issued.certificate)
+            .chain(issued.intermediates)
+            .map(CertificateDer::from)
+            .collect();
+        let found = span.in_scope(|| {
+            let anchors = self.tools.session.anchors();
+            chain::validate(
+                &chain,
+                &self.installation.wanted,
+                &issued.spki_sha256,
+                &anchors,
+                app::unix_time(),
+            )
+            .map_err(TargetError::Chain)
+        })?;
+        drop(span);
+        async {
+            let generation = self.journal.entry(self.at).await.generation;
+            let previous = self
+                .files(move |files| files.stage(&generation, &chain))
+                .await?;
+            self.update(|entry| {
+                entry.phase = Phase::Installing.into();
+                entry.previous = previous;
+                entry.new = found.fingerprint;
+            })
+            .await?;
+            self.switch().await
+        }
+        .instrument(self.span("install"))
+        .await
+    }
+
+    async fn switch(&self) -> Result<(), TargetError> {
+        let generation = self.journal.entry(self.at).await.generation;
+        crate::fail_point("agent.before_switch");
+        self.files(move |files| files.switch(&generation)).await?;
+        crate::fail_point("agent.after_switch");
+        Ok(())
+    }
+
+    /// After a crash: the pair is complete and validated, but not current.
+    pub async fn resume_switch(&self) {
+        match self.switch().instrument(self.span("install")).await {
+            Ok(()) => self.prove().await,
+            Err(error) => self.failed(error).await,
+        }
+    }
+
+    /// Reloads every consumer, looks at every endpoint, ends the target.
+    pub async fn prove(&self) {
+        let entry = self.journal.entry(self.at).await;
+        let mut shown = Shown::default();
+        let outcome = async {
+            let before = self.consumers().await?;
+            self.reload(&before, &mut shown)
+                .instrument(self.span("reload"))
+                .await?;
+            // A restarted container may have another address.
+            let after = self.consumers().await?;
+            self.verify(&after, &entry.new, &mut shown)
+                .instrument(self.span("verify"))
+                .await?;
+            Ok(self.judge(&after, &shown))
+        }
+        .await;
+        match outcome {
+            Ok((state, grade)) => {
+                if state == TargetState::Verified {
+                    self.settle(&entry).await;
+                }
+                let after = entry.new.clone();
+                self.done(entry, state, grade, None, after, shown).await;
+            }
+            Err(error) => self.undo(error, shown).await,
+        }
+    }
+
+    async fn consumers(&self) -> Result<Vec<Consumer>, TargetError> {
+        self.tools
+            .discovery
+            .consumers(self.installation)
+            .await
+            .map_err(TargetError::Docker)
+    }
+
+    async fn reload(&self, consumers: &[Consumer], shown: &mut Shown) -> Result<(), TargetError> {
+        crate::fail_point("agent.before_reload");
+        let (proofs, result) = self
+            .tools
+            .reloader
+            .reload(self.tools.discovery.engine(), consumers)
+            .await;
+        crate::fail_point("agent.after_reload");
+        shown.reloads.extend(proofs);
+        result.map_err(TargetError::Reload)
+    }
+
+    async fn verify(
+        &self,
+        consumers: &[Consumer],
+        fingerprint: &[u8],
+        shown: &mut Shown,
+    ) -> Result<(), TargetError> {
+        let endpoints = endpoints_of(consumers);
+        crate::fail_point("agent.before_verify");
+        let anchors = self.tools.session.anchors();
+        let expected = Expected {
+            fingerprint: fingerprint.try_into().unwrap_or([0; 32]),
+            anchors: Some(&anchors),
+        };
+        let (proofs, result) =
+            verify::endpoints(&endpoints, expected, self.deadline()).await;
+        crate::fail_point("agent.after_verify");
+        shown.endpoints = proofs;
+        result.map_err(TargetError::Verify)
+    }
+
+    fn judge(&self, consumers: &[Consumer], shown: &Shown) -> (TargetState, Grade) {
+        let client_only = self.installation.wanted.usage == Usage::Client;
+        // Every running consumer that is declared to serve must have been seen serving.
+        let unseen = consumers
+            .iter()
+            .any(|consumer| consumer.running && consumer.serves && consumer.endpoints.is_empty());
+        match (shown.endpoints.is_empty() || unseen, shown.reloads.is_empty()) {
+            (false, _) => (TargetState::Verified, Grade::Probe),
+            (true, false) if client_only => (TargetState::Verified, Grade::ReloadObserved),
+            (true, false) => (TargetState::Unserved, Grade::ReloadObserved),
+            (true, true) => (TargetState::Unserved, Grade::FileOnly),
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.tools.config.verify_timeout
+    }
+
+    /// The new one is proved: older keys go. A failure here harms nothing.
+    async fn settle(&self, entry: &Entry) {
+        let previous = entry.previous.clone();
+        let settled = self
+            .files(move |files| files.settle(previous.as_deref()))
+            .await;
+        if let Err(error) = settled {
+            warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "old keys could not be removed");
+        }
+    }
+
+    /// Failed before the switch: everything is as it was.
+    pub async fn failed(&self, error: TargetError) {
+        warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "target failed");
+        let entry = self.journal.entry(self.at).await;
+        let generation = entry.generation.clone();
+        if !generation.is_empty() {
+            let discarded = self.files(move |files| files.discard(&generation)).await;
+            if let Err(error) = discarded {
+                warn!(error = %crate::chain_of(&error), "an unused generation could not be removed");
+            }
+        }
+        let before = entry.before.clone();
+        let failure = Some(error.failure());
+        self.done(entry, TargetState::Failed, Grade::FileOnly, failure, before, Shown::default())
+            .await;
+    }
+
+    /// Failed after the switch: hold, or bring back what worked.
+    async fn undo(&self, error: TargetError, shown: Shown) {
+        warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "target failed after the switch");
+        let entry = self.journal.entry(self.at).await;
+        let mut failure = error.failure();
+        let hold = self.on_failure == OnFailure::Hold;
+        if hold || entry.previous.is_none() {
+            if !hold {
+                failure
+                    .reason
+                    .push_str("; there was no earlier certificate to return to: the new one stays");
+            }
+            let after = entry.new.clone();
+            return self
+                .done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown)
+                .await;
+        }
+        let noted = failure.clone();
+        let written = self
+            .update(|entry| {
+                entry.phase = Phase::RollingBack.into();
+                entry.failure = Some(noted);
+            })
+            .await;
+        if let Err(error) = written {
+            // Going back is right with or without a note of it.
+            warn!(error = %crate::chain_of(&error), "the journal could not be written");
+        }
+        self.roll_back(failure, shown.reloads).await;
+    }
+
+    /// After a crash in the middle of a roll-back.
+    pub async fn resume_roll_back(&self) {
+        let failure = self.journal.entry(self.at).await.failure.unwrap_or_default();
+        self.roll_back(failure, Vec::new()).await;
+    }
+
+    async fn roll_back(&self, mut failure: Failure, reloads: Vec<ReloadProof>) {
+        let entry = self.journal.entry(self.at).await;
+        let mut shown = Shown {
+            reloads,
+            endpoints: Vec::new(),
+        };
+        let previous = entry.previous.clone().unwrap_or_default();
+        let switched = self
+            .files(move |files| files.switch(&previous))
+            .instrument(self.span("install"))
+            .await;
+        if let Err(error) = switched {
+            failure.reason.push_str(&format!(
+                "; the earlier certificate could not be brought back: {}",
+                crate::chain_of(&error)
+            ));
+            let after = entry.new.clone();
+            return self
+                .done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown)
+                .await;
+        }
+        let mut grade = Grade::FileOnly;
+        match self.prove_old(&entry.before, &mut shown).await {
+            Ok(()) if !shown.endpoints.is_empty() => grade = Grade::Probe,
+            Ok(()) => {}
+            Err(error) => failure.reason.push_str(&format!(
+                "; the earlier certificate is back on disk, but: {}",
+                crate::chain_of(&error)
+            )),
+        }
+        let generation = entry.generation.clone();
+        if let Err(error) = self.files(move |files| files.discard(&generation)).await {
+            warn!(error = %crate::chain_of(&error), "the failed generation could not be removed");
+        }
+        let before = entry.before.clone();
+        self.done(entry, TargetState::RolledBack, grade, Some(failure), before, shown)
+            .await;
+    }
+
+    async fn prove_old(&self, before: &[u8], shown: &mut Shown) -> Result<(), TargetError> {
+        let consumers = self.consumers().await?;
+        self.reload(&consumers, shown)
+            .instrument(self.span("reload"))
+            .await?;
+        let Ok(fingerprint) = before.try_into() else {
+            return Ok(());
+        };
+        let endpoints = endpoints_of(&self.consumers().await?);
+        // Old certificates may well not build to today's anchors.
+        let expected = Expected {
+            fingerprint,
+            anchors: None,
+        };
+        let (proofs, result) = verify::endpoints(&endpoints, expected, self.deadline())
+            .instrument(self.span("verify"))
+            .await;
+        shown.endpoints = proofs;
+        result.map_err(TargetError::Verify)
+    }
+
+    async fn done(
+        &self,
+        entry: Entry,
+        state: TargetState,
+        grade: Grade,
+        failure: Option<Failure>,
+        after: Vec<u8>,
+        shown: Shown,
+    ) {
+        info!(installation = %self.installation.id, state = state.as_str_name(), "target ended");
+        let proof = TargetProof {
+            installation: entry.installation,
+            label: self.installation.label.clone(),
+            before: entry.before,
+            after,
+            state: state.into(),
+            failure,
+            grade: grade.into(),
+            endpoints: shown.endpoints,
+            reloads: shown.reloads,
+        };
+        finish(self.journal, self.at, proof).await;
+    }
+
+    fn span(&self, step: &'static str) -> tracing::Span {
+        let installation = self.installation.id.as_str();
+        // Span names are constants: traces are searched by them.
+        match step {
+            "request" => info_span!("request", installation),
+            "validate" => info_span!("validate", installation),
+            "install" => info_span!("install", installation),
+            "reload" => info_span!("reload", installation),
+            _ => info_span!("verify", installation),
+        }
+    }
+}
+
+/// Writes a target's end. It is kept in memory even where the disk refuses.
+pub async fn finish(journal: &Journal, at: usize, proof: TargetProof) {
+    let written = journal
+        .update(|entries| {
+            entries[at].phase = Phase::Done.into();
+            entries[at].proof = Some(proof);
+        })
+        .await;
+    if let Err(error) = written {
+        warn!(error = %crate::chain_of(&error), "the journal could not be written");
+    }
+}
+
+/// Every address of every running consumer, each once.
+pub fn endpoints_of(consumers: &[Consumer]) -> Vec<Endpoint> {
+    let mut endpoints: Vec<Endpoint> = consumers
+        .iter()
+        .filter(|consumer| consumer.running)
+        .flat_map(|consumer| consumer.endpoints.iter().cloned())
+        .collect();
+    endpoints.sort();
+    endpoints.dedup();
+    endpoints
+}
+
+/// How long a coordinator with a live session may take to answer a CSR.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);

@@ -1,0 +1,92 @@
+//! What is measured: CPU and memory of a process, percentiles, the crypto bound.
+
+use std::ops::Sub;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rcgen::{CertificateParams, CertificateSigningRequestParams, Issuer, KeyPair};
+use tokio::sync::watch;
+
+/// CPU time and resident memory of a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    /// User and system.
+    pub(crate) cpu: Duration,
+    /// Bytes.
+    pub(crate) resident: i64,
+}
+
+impl Sub for Usage {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self { cpu: self.cpu - before.cpu, resident: self.resident - before.resident }
+    }
+}
+
+/// From `/proc`.
+pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the coordinator is gone")?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let resident = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|line| line.split_whitespace().next()?.parse::<i64>().ok())
+        .context("no VmRSS")?;
+    // The kernel's unit here has been a hundredth of a second on every Linux of the last decades.
+    Ok(Usage { cpu: Duration::from_millis(10 * (ticks(11) + ticks(12))), resident: resident * 1024 })
+}
+
+/// The `share`-th percentile; zero of nothing.
+pub(crate) fn percentile(times: &[Duration], share: usize) -> Duration {
+    let mut times = times.to_vec();
+    times.sort();
+    times.get((times.len().saturating_sub(1)) * share / 100).copied().unwrap_or_default()
+}
+
+/// CPU seconds to verify a CSR and sign a leaf with rcgen, nothing else.
+pub(crate) fn crypto_bound(duration: Duration) -> anyhow::Result<f64> {
+    let ca_key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    let issuer = Issuer::new(params, ca_key);
+    let key = KeyPair::generate()?;
+    let csr = CertificateParams::new(vec!["bound.example.test".into()])?.serialize_request(&key)?;
+    let (began, mut rounds) = (Instant::now(), 0u32);
+    while began.elapsed() < duration {
+        let params = CertificateSigningRequestParams::from_der(csr.der())?;
+        std::hint::black_box(params.signed_by(&issuer)?);
+        rounds += 1;
+    }
+    Ok(began.elapsed().as_secs_f64() / f64::from(rounds))
+}
+
+/// A number that many tasks raise and one waits for.
+pub(crate) struct Tally(watch::Sender<usize>);
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self(watch::Sender::new(0))
+    }
+}
+
+impl Tally {
+    pub(crate) fn add(&self, number: usize) {
+        self.0.send_modify(|value| *value += number);
+    }
+
+    pub(crate) fn reset(&self) {
+        self.0.send_replace(0);
+    }
+
+    pub(crate) async fn wait(&self, number: usize, patience: Duration) -> anyhow::Result<()> {
+        let mut receiver = self.0.subscribe();
+        let reached = tokio::time::timeout(patience, receiver.wait_for(|value| *value >= number)).await;
+        match reached {
+            Ok(_) => Ok(()),
+            Err(_) => anyhow::bail!("only {} of {number} in time", *self.0.borrow()),
+        }
+    }
+}
