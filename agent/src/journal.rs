@@ -4,6 +4,11 @@
 //! phase. It holds no key: keys are in the generation's directory beside the
 //! certificate. A batch ends with its result in the outbox; only then its
 //! journal is removed. Read back by the batch runner after a crash.
+//!
+//! A full disk must not keep a host out of an emergency: what cannot be
+//! written is held in memory and work goes on. A crash then forgets how far
+//! the batch was, nothing else: the pair on disk matches at every moment, and
+//! the coordinator orders what has no result again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +16,7 @@ use std::sync::Arc;
 use prost::Message;
 use reseal_proto::v1::{Failure, Order, TargetProof};
 use tokio::sync::Mutex;
+use tracing::error;
 
 use crate::state::{self, StateError};
 
@@ -87,7 +93,7 @@ pub struct Journal {
 
 impl Journal {
     /// Begins a batch: from here on a crash resumes it.
-    pub fn begin(state_dir: &Path, order: Order, started_at: i64) -> Result<Self, StateError> {
+    pub fn begin(state_dir: &Path, order: Order, started_at: i64) -> Self {
         let entries = order.installations.iter().map(|installation| Entry {
             installation: installation.clone(),
             ..Entry::default()
@@ -97,9 +103,9 @@ impl Journal {
             order: Some(order),
             started_at,
         };
-        let journal = Self::of(state_dir, batch.clone())?;
-        store(&journal.directory, &batch)?;
-        Ok(journal)
+        let journal = Self::of(state_dir, batch.clone());
+        written(store(&journal.directory, &batch));
+        journal
     }
 
     /// The batches that a crash has left behind.
@@ -121,19 +127,15 @@ impl Journal {
             }
         }
         found.sort_by_key(|batch| batch.started_at);
-        found
-            .into_iter()
-            .map(|batch| Self::of(state_dir, batch))
-            .collect()
+        let journals = found.into_iter().map(|batch| Self::of(state_dir, batch));
+        Ok(journals.collect())
     }
 
-    fn of(state_dir: &Path, batch: Batch) -> Result<Self, StateError> {
-        let directory = directory(state_dir);
-        state::make_dir(&directory)?;
-        Ok(Self {
-            directory,
+    fn of(state_dir: &Path, batch: Batch) -> Self {
+        Self {
+            directory: directory(state_dir),
             batch: Arc::new(Mutex::new(batch)),
-        })
+        }
     }
 
     /// As it stands.
@@ -146,15 +148,14 @@ impl Journal {
         self.batch.lock().await.entries[at].clone()
     }
 
-    /// Changes entries; on disk when this returns.
-    pub async fn update(&self, change: impl FnOnce(&mut Vec<Entry>)) -> Result<(), StateError> {
+    /// Changes entries; on disk when this returns, unless the disk refuses.
+    pub async fn update(&self, change: impl FnOnce(&mut Vec<Entry>)) {
         let mut batch = self.batch.lock().await;
         change(&mut batch.entries);
         let (directory, copy) = (self.directory.clone(), batch.clone());
         // The lock is held: writes come in order.
-        tokio::task::spawn_blocking(move || store(&directory, &copy))
-            .await
-            .expect("writing a file does not panic")
+        let stored = tokio::task::spawn_blocking(move || store(&directory, &copy)).await;
+        written(stored.expect("writing a file does not panic"));
     }
 
     /// The result is safe elsewhere.
@@ -173,7 +174,14 @@ fn name_of(batch: &Batch) -> String {
     state::file_name(name, EXTENSION)
 }
 
+fn written(result: Result<(), StateError>) {
+    if let Err(error) = result {
+        error!(error = %crate::chain_of(&error), "the journal cannot be written: a crash now would forget how far the batch is");
+    }
+}
+
 fn store(directory: &Path, batch: &Batch) -> Result<(), StateError> {
+    state::make_dir(directory)?;
     state::write(directory, &name_of(batch), &batch.encode_to_vec())
 }
 
@@ -193,11 +201,10 @@ mod tests {
     #[tokio::test]
     async fn what_was_begun_is_found_again() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::begin(dir.path(), order("r1.0"), 5).unwrap();
+        let journal = Journal::begin(dir.path(), order("r1.0"), 5);
         journal
             .update(|entries| entries[1].generation = "g".into())
-            .await
-            .unwrap();
+            .await;
         let found = Journal::unfinished(dir.path()).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].batch().await, journal.batch().await);
@@ -209,17 +216,29 @@ mod tests {
     #[tokio::test]
     async fn a_torn_write_is_not_seen() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::begin(dir.path(), order("r1.0"), 5).unwrap();
+        let journal = Journal::begin(dir.path(), order("r1.0"), 5);
         // What a crash in the middle of a write leaves behind.
         std::fs::write(directory(dir.path()).join(".r1.0.pb.new"), b"torn").unwrap();
         let found = Journal::unfinished(dir.path()).unwrap();
         assert_eq!(found[0].batch().await, journal.batch().await);
     }
 
+    #[tokio::test]
+    async fn a_disk_that_refuses_stops_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let not_a_directory = dir.path().join("file");
+        std::fs::write(&not_a_directory, b"").unwrap();
+        let journal = Journal::begin(&not_a_directory, order("r1.0"), 5);
+        journal
+            .update(|entries| entries[0].generation = "g".into())
+            .await;
+        assert_eq!(journal.entry(0).await.generation, "g");
+    }
+
     #[test]
     fn a_damaged_journal_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        Journal::begin(dir.path(), order("r1.0"), 5).unwrap();
+        Journal::begin(dir.path(), order("r1.0"), 5);
         std::fs::write(directory(dir.path()).join("r1.0.pb"), b"\xff\xff").unwrap();
         let error = Journal::unfinished(dir.path()).unwrap_err().to_string();
         assert!(error.contains("r1.0.pb"), "{error}");

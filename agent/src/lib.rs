@@ -39,7 +39,7 @@ pub mod trust;
 pub mod verify;
 
 /// An error with everything below it, on one line; for logs and findings.
-pub fn chain_of(error: &(dyn std::error::Error + 'static)) -> impl std::fmt::Display + '_ {
+pub fn chain_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl std::fmt::Display + 'a {
     Chain(error)
 }
 

@@ -102,7 +102,8 @@ mod tests {
             let read = read_certificates(text.as_bytes()).unwrap();
             prop_assert_eq!(read.len(), 2);
             prop_assert_eq!(read[1].as_ref(), bytes.as_slice());
-            prop_assert_eq!(read_key(private_key(&bytes).as_bytes()).unwrap().as_slice(), bytes.as_slice());
+            let key = read_key(private_key(&bytes).as_bytes()).unwrap();
+            prop_assert_eq!(key.as_slice(), bytes.as_slice());
         }
 
         #[test]

@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use reseal_proto::facts::sha256;
 use reseal_proto::telemetry;
 use reseal_proto::v1::{
-    Chains, Csr, CsrBatch, Failure, Grade, Issued, OnFailure, Order, Progress, Stage, TargetProgress,
+    Chains, Csr, CsrBatch, Failure, Grade, Issued, Order, Progress, Stage, TargetProgress,
     TargetProof, TargetState, agent_message,
 };
 use tokio::sync::{mpsc, watch};
@@ -84,14 +84,8 @@ impl Renewer {
             return;
         }
         let state_dir = self.tools.config.state_dir.clone();
-        match Journal::begin(&state_dir, accepted(order), app::now()) {
-            Ok(journal) => self.batch(journal).await,
-            Err(error) => {
-                // Without a journal a crash could leave things half-done: the
-                // order stays open at the coordinator and comes again.
-                error!(error = %crate::chain_of(&error), "the order cannot be journalled and is not begun");
-            }
-        }
+        let journal = Journal::begin(&state_dir, accepted(order), app::now());
+        self.batch(journal).await;
     }
 
     async fn batch(&mut self, journal: Journal) {
@@ -105,6 +99,8 @@ impl Renewer {
         let host = identity.map_or_else(String::new, |identity| identity.host);
         let span = info_span!("order", %host, rotation = %order.rotation, batch = %order.batch);
         telemetry::continue_trace(&span, &order.traceparent);
+        let busy = self.tools.busy.clone();
+        let _held = busy.lock().await;
         async {
             self.run_targets(&journal, &order).await;
             self.report(&journal).await;
@@ -214,12 +210,7 @@ impl Renewer {
         if requests.is_empty() {
             return;
         }
-        if let Err(error) = intend(journal, &requests).await {
-            for (target, _) in requests {
-                target.failed(TargetError::Journal(clone_io(&error))).await;
-            }
-            return;
-        }
+        intend(journal, &requests).await;
         let made: Vec<(&Target<'_>, Result<Vec<u8>, TargetError>)> =
             futures_util::stream::iter(requests)
                 .map(|(target, reuse)| async move { (target, target.request(reuse).await) })
@@ -396,10 +387,7 @@ fn refused(order: &Order) -> Option<Failure> {
 }
 
 /// Names the generations and what is there before, in one write.
-async fn intend(
-    journal: &Journal,
-    requests: &[(&Target<'_>, bool)],
-) -> Result<(), crate::state::StateError> {
+async fn intend(journal: &Journal, requests: &[(&Target<'_>, bool)]) {
     let now = app::now();
     journal
         .update(|entries| {
@@ -418,7 +406,7 @@ async fn intend(
                 entry.phase = Phase::Requested.into();
             }
         })
-        .await
+        .await;
 }
 
 /// SHA-256 over the SubjectPublicKeyInfo of a CSR.
@@ -476,12 +464,4 @@ fn state_of(entry: &Entry) -> Option<TargetState> {
 
 fn is_good(state: TargetState) -> bool {
     matches!(state, TargetState::Verified | TargetState::Unserved)
-}
-
-fn clone_io(error: &crate::state::StateError) -> crate::state::StateError {
-    crate::state::StateError::Io {
-        operation: "write",
-        path: "the journal".into(),
-        source: std::io::Error::other(crate::chain_of(error).to_string()),
-    }
 }

@@ -27,7 +27,7 @@ use crate::install::{Files, InstallError};
 use crate::journal::{Entry, Journal, Phase};
 use crate::key::{KeyError, PrivateKey};
 use crate::reload::{ReloadError, Reloader};
-use crate::state::{Session, StateError};
+use crate::state::Session;
 use crate::verify::{self, Expected, VerifyError};
 
 /// What every target needs.
@@ -41,6 +41,8 @@ pub struct Tools {
     pub reloader: Arc<Reloader>,
     /// Anchors.
     pub session: Arc<Session>,
+    /// Held while a batch runs: only the batch may remove generations then.
+    pub busy: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Why a target failed; every variant knows its stage.
@@ -66,9 +68,6 @@ pub enum TargetError {
     /// Files.
     #[error("nothing was changed")]
     Install(#[source] InstallError),
-    /// The journal cannot be written: nothing is done without it.
-    #[error("nothing was changed")]
-    Journal(#[source] StateError),
     /// Containers cannot be looked at.
     #[error("the consumers cannot be looked at")]
     Docker(#[source] DockerError),
@@ -86,7 +85,7 @@ impl TargetError {
             Self::Unknown(_) | Self::Key(_) => Stage::Request,
             Self::Refused(_) | Self::NoAnswer => Stage::Issue,
             Self::Chain(_) => Stage::Validate,
-            Self::Install(_) | Self::Journal(_) => Stage::Install,
+            Self::Install(_) => Stage::Install,
             Self::Docker(_) | Self::Reload(_) => Stage::Reload,
             Self::Verify(_) => Stage::Verify,
         }
@@ -100,7 +99,6 @@ impl TargetError {
             Self::NoAnswer => "no-answer",
             Self::Chain(error) => error.code(),
             Self::Install(error) => error.code(),
-            Self::Journal(_) => "journal",
             Self::Docker(_) => "docker-failed",
             Self::Reload(error) => error.code(),
             Self::Verify(error) => error.code(),
@@ -151,12 +149,9 @@ impl Target<'_> {
             .map_err(TargetError::Install)
     }
 
-    async fn update(&self, change: impl FnOnce(&mut Entry)) -> Result<(), TargetError> {
+    async fn update(&self, change: impl FnOnce(&mut Entry)) {
         let at = self.at;
-        self.journal
-            .update(|entries| change(&mut entries[at]))
-            .await
-            .map_err(TargetError::Journal)
+        self.journal.update(|entries| change(&mut entries[at])).await;
     }
 
     /// How far the disk is.
@@ -247,7 +242,7 @@ impl Target<'_> {
                 entry.previous = previous;
                 entry.new = found.fingerprint;
             })
-            .await?;
+            .await;
             self.switch().await
         }
         .instrument(self.span("install"))
@@ -403,16 +398,11 @@ impl Target<'_> {
                 .await;
         }
         let noted = failure.clone();
-        let written = self
-            .update(|entry| {
-                entry.phase = Phase::RollingBack.into();
-                entry.failure = Some(noted);
-            })
-            .await;
-        if let Err(error) = written {
-            // Going back is right with or without a note of it.
-            warn!(error = %crate::chain_of(&error), "the journal could not be written");
-        }
+        self.update(|entry| {
+            entry.phase = Phase::RollingBack.into();
+            entry.failure = Some(noted);
+        })
+        .await;
         self.roll_back(failure, shown.reloads).await;
     }
 
@@ -519,17 +509,14 @@ impl Target<'_> {
     }
 }
 
-/// Writes a target's end. It is kept in memory even where the disk refuses.
+/// Writes a target's end.
 pub async fn finish(journal: &Journal, at: usize, proof: TargetProof) {
-    let written = journal
+    journal
         .update(|entries| {
             entries[at].phase = Phase::Done.into();
             entries[at].proof = Some(proof);
         })
         .await;
-    if let Err(error) = written {
-        warn!(error = %crate::chain_of(&error), "the journal could not be written");
-    }
 }
 
 /// Every address of every running consumer, each once.

@@ -154,7 +154,7 @@ impl Metrics {
         {
             let state = view.read();
             let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-            self.hosts.set(number(state.hosts.len()));
+            self.hosts.set(number(state.hosts.values().filter(|host| host.state.is_some()).count()));
             self.installations.set(state.hosts.values().map(|host| i64::from(host.installations)).sum());
             let running =
                 state.rotations.values().filter(|rotation| !crate::domain::rotation::is_end(rotation.state));

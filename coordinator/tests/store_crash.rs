@@ -119,7 +119,8 @@ async fn commits_until_killed() {
                         .audit(AuditDraft { object: left.clone(), ..AuditDraft::default() });
                     let revision = store.commit(commit).await.expect("commits");
                     let mut out = std::io::stdout().lock();
-                    let told = writeln!(out, "acknowledged {writer} {}", value.value).and_then(|()| out.flush());
+                    let told =
+                        writeln!(out, "acknowledged {writer} {}", value.value).and_then(|()| out.flush());
                     if told.is_err() {
                         return;
                     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use reseal_tests::fleet::{Fleet, Host};
 use reseal_tests::pki::Pki;
-use reseal_tests::process::{wait_for, wait_until};
+use reseal_tests::process::{self, Daemon, turn, wait_for, wait_until};
 use reseal_tests::services::Service;
 use reseal_tests::{clean, network::Network, openssl, probe};
 
@@ -57,6 +57,7 @@ fn issue(pki: &Pki, service: &Service, host: &Host, issuer: &str) -> Result<()> 
 
 #[test]
 fn counts_truly_and_leaves_nothing() -> Result<()> {
+    let _turn = turn()?;
     let pki = Pki::new()?;
     pki.intermediate("a")?;
     pki.intermediate("b")?;
@@ -153,15 +154,64 @@ fn counts_truly_and_leaves_nothing() -> Result<()> {
     assert_eq!(two.engine.state("edge")?, "running");
 
     drop(fleet);
-    let number: u8 = directory.file_name().unwrap().to_str().unwrap().parse()?;
-    assert!(nothing_is_left(Network { number }, &directory));
+    assert!(nothing_is_left(&directory)?);
     Ok(())
 }
 
-fn nothing_is_left(network: Network, directory: &Path) -> bool {
+/// Not a test by itself: the owner that the next test kills.
+#[test]
+#[ignore = "runs only inside a_killed_run_is_cleaned_up"]
+fn owner() -> Result<()> {
+    let fleet = Fleet::start(&["one"])?;
+    let one = fleet.host("one")?;
+    let container = Service::site(one, "shop", 443, "ecdsa-p256");
+    container.start(one)?;
+    let sleeper = ["run", "--detach", reseal_tests::image::NAME, "sleep", "infinity"];
+    let id = one.engine.docker(&sleeper)?;
+    let pid = one.engine.docker(&["inspect", "--format", "{{.State.Pid}}", id.trim()])?;
+    let note = format!("{}\n{}\n", fleet.directory().display(), pid.trim());
+    fs::write(std::env::var("RESEAL_TEST_NOTE")?, note)?;
+    wait_for("a kill", Duration::from_secs(60), || Ok(None::<()>))
+}
+
+#[test]
+fn a_killed_run_is_cleaned_up() -> Result<()> {
+    let _turn = turn()?;
+    let scratch = tempfile::tempdir()?;
+    let note = scratch.path().join("note");
+    let words = ["--exact", "owner", "--ignored"];
+    let mut command = process::command(std::env::current_exe()?, &words);
+    command.env("RESEAL_TEST_NOTE", &note);
+    let mut owner = Daemon::start("owner", &command, &scratch.path().join("log"))?;
+    let text = wait_for("the owner's fleet", Duration::from_secs(120), || {
+        owner.check()?;
+        Ok(fs::read_to_string(&note).ok().filter(|text| text.lines().count() == 2))
+    })?;
+    let mut lines = text.lines();
+    let directory = Path::new(lines.next().unwrap()).to_owned();
+    let container: u32 = lines.next().unwrap().parse()?;
+
+    // While its owner lives, nobody takes it down.
+    let number = number(&directory)?;
+    assert!(!clean::leftovers(clean::Which::AbandonedAndKept)?.contains(&number));
+    owner.kill();
+    assert!(process::alive(container), "a kill of the owner leaves its containers");
+    assert!(clean::leftovers(clean::Which::Abandoned)?.contains(&number));
+    assert!(!process::alive(container));
+    assert!(nothing_is_left(&directory)?);
+    Ok(())
+}
+
+fn number(directory: &Path) -> Result<u8> {
+    Ok(directory.file_name().unwrap().to_str().unwrap().parse()?)
+}
+
+fn nothing_is_left(directory: &Path) -> Result<bool> {
+    let network = Network { number: number(directory)? };
     let bridge = Path::new("/sys/class/net").join(network.bridge());
-    !directory.exists()
+    Ok(!directory.exists()
         && !bridge.exists()
         && network.namespaces().is_empty()
-        && clean::processes(network, directory).is_empty()
+        && clean::mounts_below(directory)?.is_empty()
+        && clean::processes(network, directory).is_empty())
 }

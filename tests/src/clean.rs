@@ -107,8 +107,12 @@ pub fn take_down(number: u8) -> Result<()> {
 }
 
 fn end_processes(network: Network, directory: &Path) -> Result<()> {
+    // Not the shims: they would go and leave their containers running.
+    let is_shim = |pid: u32| program(pid).as_deref() == Some("containerd-shim");
     for pid in processes(network, directory) {
-        signal(pid, Signal::TERM);
+        if !is_shim(pid) {
+            signal(pid, Signal::TERM);
+        }
     }
     wait_quietly(Duration::from_secs(10), || {
         // Without an engine that answers, these stay until they are killed below.
@@ -122,9 +126,9 @@ fn end_processes(network: Network, directory: &Path) -> Result<()> {
         for pid in &left {
             // A shim that dies leaves its container running, or a zombie in its control
             // groups: first the container, and the shim when it has reaped it.
-            let is_shim = program(*pid).as_deref() == Some("containerd-shim");
-            let inside = if is_shim { children(*pid) } else { Vec::new() };
-            if is_shim {
+            let mut inside = Vec::new();
+            if is_shim(*pid) {
+                inside = children(*pid);
                 containers.extend(container_of(*pid));
             }
             for child in &inside {

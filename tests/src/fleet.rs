@@ -121,6 +121,31 @@ impl Fleet {
         found.with_context(|| format!("the fleet has no host {name}"))
     }
 
+    /// Copies what everything logged to a directory that outlives the fleet.
+    pub fn save_logs(&self, to: &Path) -> Result<()> {
+        let _ = std::fs::remove_dir_all(to);
+        std::fs::create_dir_all(to)?;
+        for host in &self.hosts {
+            let save =
+                |name: &str, text: &str| std::fs::write(to.join(format!("{}-{name}", host.name)), text);
+            for file in ["agent.log", "engine/dockerd.log"] {
+                let text = std::fs::read(host.directory.join(file)).unwrap_or_default();
+                save(&file.replace('/', "-"), &String::from_utf8_lossy(&text))?;
+            }
+            let all = host.engine.docker(&["ps", "--all"]).unwrap_or_default();
+            save("containers.log", &all)?;
+            let names = ["ps", "--all", "--format", "{{.Names}}"];
+            for name in host.engine.docker(&names).unwrap_or_default().lines() {
+                let log = host.engine.logs(name).unwrap_or_else(|error| error.to_string());
+                save(&format!("{name}.log"), &log)?;
+            }
+        }
+        let coordinator = self.directory.join("coordinator/serve.log");
+        let text = std::fs::read(coordinator).unwrap_or_default();
+        std::fs::write(to.join("coordinator.log"), text)?;
+        Ok(())
+    }
+
     /// Lets the fleet live on after this process, until `clean` takes it down.
     pub fn keep(mut self) -> Result<()> {
         let names: Vec<&str> = self.hosts.iter().map(|host| host.name.as_str()).collect();

@@ -11,6 +11,7 @@
 //! - [`openssl`] and [`probe`]: what a client outside the product sees.
 //! - [`product`]: the coordinator, the agents and the command line, run as users run them.
 //! - [`world`]: all of it together, up to the moment when every certificate is issued.
+//! - [`wire`]: agents that are nothing but a client, so that they can misbehave; the simulator uses them too.
 //! - [`demo`]: what `deploy/demo` shows.
 //! - [`pki`]: a CA made with the `openssl` program, for tests of the harness and for forgeries.
 //!
@@ -29,4 +30,5 @@ pub mod probe;
 pub mod process;
 pub mod product;
 pub mod services;
+pub mod wire;
 pub mod world;

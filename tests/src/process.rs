@@ -54,6 +54,16 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
+/// Waits until no other test process runs a fleet: two on one machine would disturb each
+/// other's clocks. The turn ends when the value is dropped, or its process killed.
+pub fn turn() -> Result<File> {
+    let directory = crate::image::target_directory().join("fleet-cache");
+    std::fs::create_dir_all(&directory)?;
+    let file = File::create(directory.join("turn"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
 /// Looks until `look` returns something. An error of `look` ends the wait.
 pub fn wait_for<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();

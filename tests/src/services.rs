@@ -45,6 +45,8 @@ pub struct Service {
     /// Installations the labels declare: the number of certificates it needs.
     pub certificates: usize,
     command: &'static [&'static str],
+    /// As the program's official image has it.
+    stop_signal: &'static str,
     /// Directory in the container, file name, content.
     configuration: (&'static str, &'static str, String),
 }
@@ -119,6 +121,7 @@ frontend tls
     http-request return status 200 content-type text/plain string \"ok\"
 ";
         let mut service = Self::new(host, name, port, 200);
+        service.stop_signal = "SIGUSR1";
         service.command = &["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"];
         service.configuration = ("/etc/haproxy", "haproxy.cfg", configuration.to_owned());
         service.label("cert.site.names", &service.endpoint.sni.clone());
@@ -154,6 +157,7 @@ http {{
 ",
             service.endpoint.sni
         );
+        service.stop_signal = "SIGQUIT";
         service.command = &["nginx", "-g", "daemon off;"];
         service.configuration = ("/etc/nginx", "nginx.conf", configuration);
         service.label("cert.site.names", &service.endpoint.sni.clone());
@@ -175,10 +179,18 @@ http {{
             labels: Vec::new(),
             certificates: 1,
             command: &[],
+            stop_signal: "",
             configuration: ("", "", String::new()),
         };
         service.label("enable", "true");
         service
+    }
+
+    /// Takes the stop signal away, as most images people build have none: Docker then takes
+    /// any signal that comes through its API for a wish to stop, and forgets the restart policy.
+    pub fn without_stop_signal(mut self) -> Self {
+        self.stop_signal = "";
+        self
     }
 
     fn trusts_managed_root(&mut self) {

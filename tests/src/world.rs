@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::fleet::Fleet;
+use crate::image;
 use crate::probe;
 use crate::process::wait_until;
 use crate::product::{self, Agent, Binaries, Coordinator};
@@ -66,7 +67,10 @@ impl World {
         say(&format!("{} service containers, without certificates", services.len()));
 
         let mut world = Self { agents, coordinator, fleet, services, root };
-        world.wait_for_certificates("a")?;
+        if let Err(error) = world.wait_for_certificates("a") {
+            let logs = world.save_logs()?;
+            return Err(error.context(format!("the logs are in {}", logs.display())));
+        }
         say(&format!(
             "{} certificates issued by a and seen on {} endpoints",
             world.certificates(),
@@ -106,13 +110,26 @@ impl World {
         wait_until("every certificate on record", Duration::from_secs(30), || {
             let list = self.coordinator.json(&["certs"])?;
             let rows = list.as_array().context("a list of certificates")?;
-            let good = |row: &&Value| row["authority"] == name.as_str() && row["status"] == "ok";
+            // A service that is just being started again would be planned as unserved.
+            let runs = |row: &Value| {
+                let consumers = row["installation"]["consumers"].as_array();
+                consumers.is_some_and(|all| all.iter().all(|one| one["running"] == true))
+            };
+            let good = |row: &&Value| row["authority"] == name.as_str() && row["status"] == "ok" && runs(row);
             let count = rows.iter().filter(good).count();
             if count != self.certificates() {
-                bail!("{count} of {} are on record as issued by {name}", self.certificates());
+                bail!("{count} of {} are on record as issued by {name} and in use", self.certificates());
             }
             Ok(())
         })
+    }
+
+    /// Keeps what everything logged; returns where.
+    pub fn save_logs(&self) -> Result<PathBuf> {
+        let own = std::thread::current().name().unwrap_or("main").replace("::", "-");
+        let logs = image::target_directory().join("fleet-logs").join(own);
+        self.fleet.save_logs(&logs)?;
+        Ok(logs)
     }
 
     /// The end of a service's log, for the error that says it does not answer.

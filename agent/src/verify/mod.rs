@@ -94,8 +94,8 @@ pub async fn endpoints(
     expected: Expected<'_>,
     deadline: Instant,
 ) -> (Vec<EndpointProof>, Result<(), VerifyError>) {
-    let mut results: Vec<_> = futures_util::stream::iter(endpoints)
-        .map(|endpoint| until(endpoint, expected, deadline))
+    let mut results: Vec<_> = futures_util::stream::iter(endpoints.to_vec())
+        .map(|endpoint| async move { until(&endpoint, expected, deadline).await })
         .buffer_unordered(CONCURRENT)
         .collect()
         .await;

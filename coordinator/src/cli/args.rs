@@ -38,15 +38,24 @@ An incident, from start to end:
     long_about = LONG_ABOUT,
     after_long_help = exit::TABLE,
     after_help = "Exit codes and an example: reseal --help",
-    propagate_version = true,
     max_term_width = 100,
 )]
 pub(crate) struct Cli {
-    /// How results are printed
-    #[arg(long, short = 'o', global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    /// How results are printed: table, json (stable field names) or csv
+    #[arg(
+        long,
+        short = 'o',
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
     pub(crate) output: Format,
     /// The operator's credentials file [default: ~/.config/reseal/operator.json]
-    #[arg(long, global = true, env = super::credentials::ENVIRONMENT, value_name = "FILE")]
+    #[arg(long, global = true, env = super::credentials::ENVIRONMENT, value_name = "FILE", hide_env_values = true,
+        help_heading = "Global options")]
     pub(crate) credentials: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]

@@ -9,6 +9,7 @@ use super::exit::{CliError, Exit};
 use super::output::Column;
 use super::output::text::Piece;
 use super::view::AuditView;
+use super::when;
 
 /// The audit log.
 #[derive(Subcommand, Debug)]
@@ -25,17 +26,16 @@ pub(crate) enum AuditCommand {
     },
 }
 
-const COLUMNS: [Column<AuditView>; 7] = [
+const COLUMNS: [Column<AuditView>; 6] = [
     ("NO", |row| Piece::dim(row.sequence)),
-    ("AT", |row| Piece::plain(row.at.as_deref().unwrap_or("-"))),
+    ("AT (UTC)", |row| Piece::plain(when::second(row.at_seconds))),
     ("ACTOR", |row| Piece::bold(&row.actor)),
     ("ACTION", |row| Piece::plain(&row.action)),
     ("OBJECT", |row| Piece::plain(&row.object)),
-    ("OUTCOME", |row| match row.outcome.as_str() {
-        "done" => Piece::good("done"),
-        outcome => Piece::bad(outcome),
+    ("DETAIL", |row| match row.outcome.as_str() {
+        "done" => Piece::plain(&row.detail),
+        outcome => Piece::bad(format!("{outcome}: {}", row.detail)),
     }),
-    ("DETAIL", |row| Piece::plain(&row.detail)),
 ];
 
 /// Runs the command.

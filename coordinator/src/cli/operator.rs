@@ -69,7 +69,7 @@ impl Role {
 const COLUMNS: [Column<OperatorView>; 4] = [
     ("NAME", |row| Piece::bold(&row.name)),
     ("ROLE", |row| Piece::plain(&row.role)),
-    ("ADDED", |row| Piece::plain(row.added_at.as_deref().unwrap_or("-"))),
+    ("ADDED (UTC)", |row| Piece::plain(when::second(row.added_seconds))),
     ("EXPIRES", |row| {
         let left = when::relative(row.expires_seconds, when::now());
         if row.expires_seconds != 0 && row.expires_seconds < when::now() {

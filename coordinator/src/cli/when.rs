@@ -30,6 +30,16 @@ pub(crate) fn rfc3339(seconds: i64) -> Option<String> {
     OffsetDateTime::from_unix_timestamp(seconds).ok()?.format(&Rfc3339).ok()
 }
 
+/// "2026-11-24 07:30:05" in UTC for people, "never" for 0; breaks into two lines in a narrow table.
+pub(crate) fn second(seconds: i64) -> String {
+    let form = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+    match OffsetDateTime::from_unix_timestamp(seconds) {
+        _ if seconds == 0 => "never".into(),
+        Ok(at) => at.format(&form).unwrap_or_else(|_| seconds.to_string()),
+        Err(_) => seconds.to_string(),
+    }
+}
+
 /// "2026-11-24 07:30 UTC" for people, "never" for 0.
 pub(crate) fn minute(seconds: i64) -> String {
     let form = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");

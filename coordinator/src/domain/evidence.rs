@@ -12,10 +12,12 @@
 //! that moment, so evidence outlives them.
 
 mod certificate;
+mod signature;
 mod tally;
 #[cfg(test)]
 mod tests;
 mod text;
+mod verified;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -26,7 +28,8 @@ use serde::{Deserialize, Serialize};
 pub use certificate::CertificateError;
 pub use tally::{Grades, Summary, TallyError, summarise};
 pub use text::{Base64, Hex, Moment};
-pub use verify::{EvidenceError, Verified, verify};
+pub use verified::Verified;
+pub use verify::{EvidenceError, verify};
 
 /// The `format` of the files this program writes and reads.
 pub const FORMAT: &str = "reseal-evidence/1";
@@ -39,7 +42,7 @@ pub struct Bundle {
     pub format: String,
     /// What is signed.
     pub body: Body,
-    /// ECDSA P-256 with SHA-256, ASN.1 DER, over the compact JSON of `body`.
+    /// ECDSA P-256 with SHA-256, ASN.1 DER with the smaller s, over the compact JSON of `body`.
     pub signature: Base64,
 }
 
@@ -225,7 +228,8 @@ pub enum Verdict {
 /// Makes the file. `sign` gets the compact JSON of the body and returns the
 /// evidence key's signature over it (ECDSA P-256, SHA-256, ASN.1 DER).
 pub fn seal(body: Body, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> Vec<u8> {
-    let signature = Base64(sign(&signed_bytes(&body)));
+    let signature = sign(&signed_bytes(&body));
+    let signature = Base64(signature::canonical(&signature).unwrap_or(signature));
     file_bytes(&Bundle { format: FORMAT.to_owned(), body, signature })
 }
 

@@ -17,10 +17,14 @@ use crate::store::{AuditDraft, Commit, StoreError, keys};
 
 /// Adds what was missed.
 pub(super) async fn add(turn: &Turn<'_>) -> Result<(), StoreError> {
-    let moved = turn.engine.view.take_moved();
-    for host in moved {
+    let mut moved = turn.engine.view.take_moved();
+    while let Some(host) = moved.pop_first() {
         for wanted in concerned(turn, &host) {
-            look(turn, &host, &wanted).await?;
+            if let Err(error) = look(turn, &host, &wanted).await {
+                moved.insert(host);
+                turn.engine.view.put_moved(moved);
+                return Err(error);
+            }
         }
     }
     Ok(())

@@ -7,12 +7,14 @@
 //!
 //! - [`rotations`]: orders waves, halts, trails, completes.
 //! - [`stragglers`]: names hosts that are away when they are ordered.
+//! - [`overdue`]: gives up on results that never come.
 //! - [`missed`]: finds targets that a running rotation did not know of.
 //! - [`renewals`]: orders what is due by plan.
 //! - [`orphans`]: removes batches of rotations that never began.
 
 mod missed;
 mod orphans;
+mod overdue;
 mod renewals;
 mod rotations;
 mod stragglers;
@@ -121,6 +123,7 @@ impl Turn<'_> {
         missed::add(self).await?;
         if by_clock {
             stragglers::mark(self).await?;
+            overdue::fail(self).await?;
             renewals::order(self).await?;
             orphans::remove(self).await?;
         }

@@ -62,7 +62,12 @@ fn due(turn: &Turn<'_>) -> Vec<Due> {
     state
         .rotations
         .iter()
-        .filter(|(_, rotation)| rotation.revision != 0 && !rotation::is_end(rotation.state))
+        // A rotation whose batches are not all in the projection yet would look further than it is.
+        .filter(|(_, rotation)| {
+            rotation.revision != 0
+                && !rotation::is_end(rotation.state)
+                && rotation.batches.len() >= rotation.record.batches as usize
+        })
         .map(|(number, rotation)| {
             let record = &rotation.record;
             let step = rotation::next(

@@ -123,13 +123,12 @@ impl Groups {
                     }
                 }
             }
-            if let Some(Request::Pause(..)) = self.waiting.front()
+            if matches!(self.waiting.front(), Some(Request::Pause(..)))
                 && let Some(Request::Pause(paused, resumed)) = self.waiting.pop_front()
+                && paused.send(()).is_ok()
             {
-                if paused.send(()).is_ok() {
-                    // Always an error: it is dropped, never sent.
-                    let _ = resumed.blocking_recv();
-                }
+                // Always an error: it is dropped, never sent.
+                let _ = resumed.blocking_recv();
             }
         }
     }

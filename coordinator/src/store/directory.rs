@@ -15,9 +15,10 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Room to give back when the disk is full: enough for the database to open,
-/// which writes one segment of [`super::sled::SEGMENT`].
+/// Room to give back when the disk is full: more than [`OPENING`].
 const BALLAST: u64 = 16 * 1024 * 1024;
+/// What opening takes: the rest of one segment of the database, and small files.
+const OPENING: u64 = 12 * 1024 * 1024;
 /// Commits are refused when less than this would stay free: the database does
 /// not survive a write that fails, so it is never asked to make one.
 const HEADROOM: u64 = 32 * 1024 * 1024;
@@ -54,8 +55,11 @@ impl Directory {
             return Err(StoreError::Missing { path: path.to_owned() });
         }
         let directory = Directory::lock(path)?;
-        let given_back = !directory.ballast().exists();
-        if given_back && directory.room(BALLAST / AMPLIFICATION).is_ok() {
+        let free = directory.free()?;
+        if free < OPENING {
+            return Err(directory.full());
+        }
+        if free > HEADROOM + BALLAST && !directory.ballast().exists() {
             directory.lay_ballast()?;
         }
         Ok(directory)
@@ -68,17 +72,27 @@ impl Directory {
 
     /// Fails with [`StoreError::Full`] when there is no safe room for a commit of `bytes`.
     pub(super) fn room(&self, bytes: u64) -> Result<(), StoreError> {
-        let disk = rustix::fs::statvfs(&self.path)
-            .map_err(|errno| StoreError::engine("ask how full its disk is", io::Error::from(errno)))?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < HEADROOM.saturating_add(bytes.saturating_mul(AMPLIFICATION)) {
+        if self.free()? < HEADROOM.saturating_add(bytes.saturating_mul(AMPLIFICATION)) {
             return Err(self.full());
         }
         Ok(())
     }
 
-    /// The error for a full disk.
-    pub(super) fn full(&self) -> StoreError {
+    fn free(&self) -> Result<u64, StoreError> {
+        let disk = rustix::fs::statvfs(&self.path)
+            .map_err(|errno| StoreError::engine("ask how full its disk is", io::Error::from(errno)))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// The error for a failed operation, which may be that the disk is full.
+    pub(super) fn failed(&self, operation: &'static str, error: io::Error) -> StoreError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.full(),
+            _ => StoreError::engine(operation, error),
+        }
+    }
+
+    fn full(&self) -> StoreError {
         StoreError::Full { store: self.path.clone(), ballast: self.ballast() }
     }
 
@@ -147,10 +161,7 @@ impl Directory {
             Ok(()) => Ok(()),
             Err(error) => {
                 let _ = std::fs::remove_file(self.ballast());
-                if error.kind() == io::ErrorKind::StorageFull {
-                    return Err(self.full());
-                }
-                Err(StoreError::engine("lay down its ballast file", error))
+                Err(self.failed("lay down its ballast file", error))
             }
         }
     }

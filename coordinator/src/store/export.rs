@@ -155,7 +155,9 @@ impl Export {
     /// Copies up to `limit` changed keys as they are now.
     async fn correct(&mut self, chunk: &mut Vec<u8>, limit: usize) -> Result<(), StoreError> {
         for _ in 0..limit {
-            let Some(key) = self.dirty.pop_first() else { break };
+            let Some(key) = self.dirty.pop_first() else {
+                break;
+            };
             let entry = self.store.0.kv.get(&key).await?;
             self.put(chunk, &key, entry.as_ref());
         }

@@ -30,6 +30,8 @@ mod conformance;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod moving;
+#[cfg(test)]
 mod tests;
 
 pub use self::audit::Draft as AuditDraft;

@@ -16,9 +16,12 @@ enum Wish {
     Stale(u8),
 }
 
+/// Guards and writes of one member; a write without a value deletes.
+type Wanted = (Vec<Wish>, Vec<(u8, Option<Vec<u8>>)>);
+
 #[derive(Clone, Debug)]
 enum Step {
-    Group(Vec<(Vec<Wish>, Vec<(u8, Option<Vec<u8>>)>)>),
+    Group(Vec<Wanted>),
     Page { after: Option<u8>, limit: usize },
     Reopen,
 }
@@ -65,8 +68,8 @@ fn holds(guard: &Guard, model: &Model) -> bool {
     }
 }
 
-fn members(wanted: &[(Vec<Wish>, Vec<(u8, Option<Vec<u8>>)>)], model: &Model) -> Vec<Member> {
-    let member = |(wishes, writes): &(Vec<Wish>, Vec<(u8, Option<Vec<u8>>)>)| {
+fn members(wanted: &[Wanted], model: &Model) -> Vec<Member> {
+    let member = |(wishes, writes): &Wanted| {
         let guards: BTreeMap<String, Guard> = wishes
             .iter()
             .map(|wish| guard(wish, model))

@@ -121,7 +121,9 @@ impl Presence {
     /// A session has ended; changes nothing when a newer one has taken its place.
     pub fn disconnect(&self, host: &str, session: Session, now: i64) {
         let mut state = self.state();
-        let Some(entry) = state.hosts.get_mut(host) else { return };
+        let Some(entry) = state.hosts.get_mut(host) else {
+            return;
+        };
         if !matches!(entry, Host::Connected(current, _) if *current == session) {
             return;
         }

@@ -9,6 +9,8 @@
 //! is told, and nobody is shown a value before that. Nothing here may be
 //! called with untrusted sizes: the committer and the tests are the callers.
 
+mod open;
+
 use super::audit::{Chain, Draft};
 use super::directory::Directory;
 use super::error::StoreError;
@@ -22,28 +24,10 @@ use tokio::sync::watch;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant};
-
-/// Size of a segment of the database file. A page larger than a quarter of it
-/// would go to a file of its own that sled never syncs; a leaf holds up to 17
-/// values, so with this no page of the largest values gets there. Written into
-/// the database: changing it needs an export and an import.
-pub(super) const SEGMENT: usize = 8 * 1024 * 1024;
-/// Bytes of pages sled keeps in memory.
-const CACHE: u64 = 64 * 1024 * 1024;
-/// How often sled moves what is left of nearly empty segments, so that the file
-/// stops growing. Durability does not rest on it.
-const TIDY_EVERY: Duration = Duration::from_secs(5);
-/// Bits of a revision that count commits within an epoch.
-const COUNT_BITS: u32 = 40;
-/// How long a database of this process that was just dropped may take to let go of its file.
-const LET_GO: Duration = Duration::from_secs(5);
+use std::time::Duration;
 
 /// The embedded engine.
 pub struct Sled {
@@ -77,58 +61,6 @@ struct Settled {
 }
 
 impl Sled {
-    /// Makes a store in a new or empty directory; its epoch is above `floor`.
-    pub fn create(path: &Path, chain: &str, floor: u64) -> Result<Sled, StoreError> {
-        Sled::start(Directory::create(path)?, chain, floor)
-    }
-
-    /// Opens an existing one and raises its epoch.
-    pub fn open(path: &Path, chain: &str) -> Result<Sled, StoreError> {
-        Sled::start(Directory::open(path)?, chain, 0)
-    }
-
-    fn start(directory: Directory, chain: &str, floor: u64) -> Result<Sled, StoreError> {
-        let tree = open_tree(&directory)?;
-        let database = File::open(directory.database().join("db"))
-            .map_err(|error| StoreError::engine("open its database file", error))?;
-        let chain = recover(&tree, chain)?;
-        let mut engine = Sled {
-            tree,
-            database,
-            epoch: 0,
-            writer: Mutex::new(Writer { revision: 0, chain, scratch: Vec::new() }),
-            settled: watch::Sender::new(Settled::default()),
-            deleted: AtomicU64::new(0),
-            hints: Hints::default(),
-            directory,
-        };
-        engine.raise_epoch(floor)?;
-        engine.directory.sync()?;
-        Ok(engine)
-    }
-
-    /// The epoch is durable before anything is committed in it. The same sync
-    /// makes durable what a killed process wrote and had no time to sync.
-    fn raise_epoch(&mut self, floor: u64) -> Result<(), StoreError> {
-        let old = match self.read(keys::EPOCH)? {
-            Some(entry) => record::decode::<record::Counter>(keys::EPOCH, &entry.value)?.value,
-            None => 0,
-        };
-        self.epoch = old.max(floor) + 1;
-        if self.epoch >> (u64::BITS - COUNT_BITS) != 0 {
-            let spent = io::Error::other("all epochs are used up");
-            return Err(StoreError::engine("raise its epoch", spent));
-        }
-        let revision = self.epoch << COUNT_BITS;
-        let value = record::encode(&record::Counter { value: self.epoch });
-        let mut batch = Batch::default();
-        let mut writer = self.writer();
-        batch.insert(keys::EPOCH, writer.stored(revision, &value));
-        writer.revision = revision;
-        drop(writer);
-        self.write(batch, revision)
-    }
-
     fn writer(&self) -> MutexGuard<'_, Writer> {
         // A panic half-way leaves numbers that were never used; `settled` says what counts.
         self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -198,6 +130,7 @@ impl Sled {
             self.deleted.store(writer.revision, Ordering::Release);
         }
         self.write(batch, writer.revision)?;
+        sweep(written.len());
         // Hints of one group never overtake those of the one before.
         self.tell(&group, &answers, audited);
         drop(writer);
@@ -217,7 +150,9 @@ impl Sled {
                 Guard::Absent(_) => current.is_none(),
                 Guard::Revision(_, revision) => current == Some(*revision),
                 Guard::Lease(lease) if current == Some(lease.revision) => true,
-                Guard::Lease(_) => return Err(StoreError::LeaseLost { key: key.to_owned() }),
+                Guard::Lease(_) => {
+                    return Err(StoreError::LeaseLost { key: key.to_owned() });
+                }
             };
             if !holds {
                 return Err(StoreError::Conflict { key: key.to_owned() });
@@ -231,9 +166,9 @@ impl Sled {
     /// fdatasync would succeed and mean nothing.
     fn write(&self, batch: Batch, revision: u64) -> Result<(), StoreError> {
         let done = self.tree.apply_batch(batch).and_then(|()| self.tree.flush());
-        let done = done.map_err(|error| StoreError::engine("write", error)).and_then(|_| {
+        let done = done.map_err(|error| failed(&self.directory, "write", error)).and_then(|_| {
             let synced = self.database.sync_data();
-            synced.map_err(|error| StoreError::engine("sync its database file", error))
+            synced.map_err(|error| self.directory.failed("sync its database file", error))
         });
         self.settled.send_modify(|settled| match &done {
             Ok(()) => settled.revision = revision,
@@ -384,52 +319,22 @@ impl Kv for Sled {
     }
 }
 
-fn open_tree(directory: &Directory) -> Result<Db, StoreError> {
-    let config = ::sled::Config::new()
-        .path(directory.database())
-        .cache_capacity(CACHE)
-        .segment_size(SEGMENT)
-        .flush_every_ms(u64::try_from(TIDY_EVERY.as_millis()).ok());
-    let begun = Instant::now();
-    loop {
-        // sled asserts what it reads from disk.
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|_| {
-            let damaged = io::Error::other("the database file is damaged");
-            StoreError::engine("open its database", damaged)
-        })?;
-        match opened {
-            Ok(tree) => return Ok(tree),
-            Err(::sled::Error::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
-                return Err(directory.full());
-            }
-            // Ours is the only process, by our own lock: a database dropped a moment
-            // ago is still being taken down by its threads.
-            Err(::sled::Error::Io(error)) if locked(&error) && begun.elapsed() < LET_GO => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(error) => return Err(StoreError::engine("open its database", error)),
-        }
+/// Frees what the pages just replaced leave behind. sled does so every 128th
+/// time that it is called; a group is one call and replaces a page per write,
+/// so without this the memory of a busy store grows for ever.
+fn sweep(writes: usize) {
+    /// Freed by one flush at most: 8 bags of 64. Half, for pages split and merged.
+    const FREED: usize = 256;
+    for _ in 0..=writes / FREED {
+        ::sled::pin().flush();
     }
 }
 
-fn locked(error: &io::Error) -> bool {
-    error.to_string().contains("could not acquire lock")
-}
-
-/// The head of the chain, from its newest entry.
-fn recover(tree: &Db, name: &str) -> Result<Chain, StoreError> {
-    let failed = |error| StoreError::engine("find the head of its audit chain", error);
-    let end = keys::audit(name, u64::MAX);
-    let Some((key, stored)) = tree.get_lt(end.as_bytes()).map_err(failed)? else {
-        return Ok(Chain::empty(name));
-    };
-    let key = String::from_utf8_lossy(&key).into_owned();
-    let first = keys::audit(name, 0);
-    if key < first {
-        return Ok(Chain::empty(name));
+fn failed(directory: &Directory, operation: &'static str, error: ::sled::Error) -> StoreError {
+    match error {
+        ::sled::Error::Io(error) => directory.failed(operation, error),
+        error => StoreError::engine(operation, error),
     }
-    let entry: record::AuditEntry = record::decode(&key, split(&key, &stored)?.1)?;
-    Chain::at(&entry).map_err(|broken| StoreError::engine("go on with its audit chain", broken))
 }
 
 fn entry(key: &str, stored: &[u8]) -> Result<Entry, StoreError> {
@@ -441,5 +346,46 @@ fn split<'a>(key: &str, stored: &'a [u8]) -> Result<(u64, &'a [u8]), StoreError>
     match stored.split_first_chunk() {
         Some((revision, value)) => Ok((u64::from_be_bytes(*revision), value)),
         None => Err(record::RecordError::Damaged { key: key.to_owned(), source: None }.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::sync::Arc;
+
+    /// A reader never sees what a power loss could still take back.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nobody_is_shown_what_is_not_durable() {
+        let home = tempfile::tempdir().expect("a directory");
+        let engine = Arc::new(Sled::create(&home.path().join("store"), "c1", 0).expect("new"));
+        let writer = Arc::clone(&engine);
+        let writing = std::thread::spawn(move || {
+            for round in 0..300u32 {
+                let write = match round % 3 {
+                    2 => Write::Delete("k/1".to_owned()),
+                    _ => Write::Put("k/1".to_owned(), round.to_be_bytes().to_vec()),
+                };
+                let member = Member { writes: vec![write], ..Member::default() };
+                writer.commit_now(vec![member]).expect("works");
+            }
+        });
+        let mut seen = std::collections::BTreeSet::new();
+        let mut deleted = 0;
+        while !writing.is_finished() {
+            let entry = engine.get("k/1").await.expect("works");
+            let page = engine.page("k/", None, 10).await.expect("works");
+            let durable = engine.settled.borrow().revision;
+            let revisions =
+                entry.iter().chain(page.iter().map(|(_, entry)| entry)).map(|entry| entry.revision);
+            for revision in revisions {
+                assert!(revision <= durable);
+                seen.insert(revision);
+            }
+            deleted += u32::from(entry.is_none());
+        }
+        writing.join().expect("no panic");
+        assert!(seen.len() > 20 && deleted > 0, "{} seen, {deleted} times deleted", seen.len());
     }
 }

@@ -84,6 +84,11 @@ impl View {
         std::mem::take(&mut *self.0.moved.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Gives back hosts that could not be looked at now.
+    pub fn put_moved(&self, hosts: BTreeSet<Arc<str>>) {
+        self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(hosts);
+    }
+
     /// Takes an agent's word on how far a batch is, for display only.
     pub fn progress(&self, host: &str, batch: &str, rotation: u64, live: Counts) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,7 @@
 
 use std::io::IsTerminal;
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use reseal_proto::facts::printable;
 
 use super::Column;
@@ -229,6 +229,7 @@ impl Text {
                         Some(width) => {
                             table.set_content_arrangement(ContentArrangement::Dynamic);
                             table.set_width(width.max(40));
+                            keep_words(&mut table, width);
                         }
                         None => {
                             table.set_content_arrangement(ContentArrangement::Disabled);
@@ -250,6 +251,33 @@ impl Text {
     }
 }
 
+/// Breaks cells between words, but for words that would take the room of other columns.
+fn keep_words(table: &mut Table, width: u16) {
+    const LONGEST: usize = 24;
+    const SHORTEST: usize = 6;
+    let words: Vec<usize> = table.column_iter().map(|column| longest_word(table, column.index)).collect();
+    let bounds = |cap: usize| {
+        let padded =
+            words.iter().enumerate().map(move |(at, word)| word.min(&cap) + if at == 0 { 1 } else { 2 });
+        padded.collect::<Vec<_>>()
+    };
+    let fits = |cap: &usize| bounds(*cap).iter().sum::<usize>() <= usize::from(width);
+    if let Some(cap) = (SHORTEST..=LONGEST).rev().find(fits) {
+        let bounds = bounds(cap).into_iter().filter_map(|bound| u16::try_from(bound).ok());
+        table.set_constraints(bounds.map(|bound| ColumnConstraint::LowerBoundary(Width::Fixed(bound))));
+    }
+}
+
+/// Characters of the longest word in a column.
+fn longest_word(table: &Table, column: usize) -> usize {
+    table
+        .column_cells_with_header_iter(column)
+        .filter_map(|cell| cell.map(Cell::content))
+        .flat_map(|content| content.split(' ').map(|word| word.chars().count()).collect::<Vec<_>>())
+        .max()
+        .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,6 +296,21 @@ mod tests {
             [("NAME", |row| Piece::plain(row.0)), ("FAILED", |row| Piece::bad_unless_zero(row.1))];
         let text = Text::new().table(&[("web-1", 0), ("web-10", 3)], &columns);
         assert_eq!(text.render(PLAIN), "NAME    FAILED\nweb-1   0\nweb-10  3\n");
+    }
+
+    #[test]
+    fn words_are_kept_whole_while_there_is_room() {
+        let columns: [Column<(&str, &str)>; 2] =
+            [("ACTOR", |row| Piece::plain(row.0)), ("WHAT", |row| Piece::plain(row.1))];
+        let rows = [("operator/administrator", "some words that will not fit into one line of it")];
+        let text = Text::new().table(&rows, &columns).render(Look { colour: false, width: Some(50) });
+        assert!(text.contains("\noperator/administrator  some words"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 50), "{text}");
+        let rows = [("x".repeat(80), "y".repeat(80))];
+        let columns: [Column<(String, String)>; 2] =
+            [("A", |row| Piece::plain(&row.0)), ("B", |row| Piece::plain(&row.1))];
+        let text = Text::new().table(&rows, &columns).render(Look { colour: false, width: Some(50) });
+        assert!(text.lines().all(|line| line.chars().count() <= 50), "{text}");
     }
 
     #[test]

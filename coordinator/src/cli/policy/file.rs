@@ -7,20 +7,49 @@ use reseal_proto::v1;
 use toml::Value;
 
 use crate::cli::when;
+use crate::domain::policy::Policy;
 
-/// The kinds of key Reseal can ask for.
-pub(crate) const KEY_TYPES: [&str; 5] = ["ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096"];
+/// Kinds of key a policy allows that names none.
+const DEFAULT_KEY_TYPES: [&str; 2] = ["ecdsa-p256", "ecdsa-p384"];
+/// Lifetime of a policy that names none, seconds.
+pub(crate) const DEFAULT_LIFETIME: u64 = 30 * 86_400;
 const KEYS: [&str; 8] =
     ["hosts", "host_labels", "names", "addresses", "key_types", "usages", "lifetime", "wildcards"];
 
 /// Reads a policy; the error has one line per mistake.
 pub(crate) fn parse(name: &str, text: &str) -> Result<v1::Policy, Vec<String>> {
+    let (policy, mut wrong) = read(name, text)?;
+    wrong.extend(mistakes(&policy));
+    if wrong.is_empty() { Ok(policy) } else { Err(wrong) }
+}
+
+/// What is wrong with a policy; the coordinator asks the same.
+pub(crate) fn mistakes(policy: &v1::Policy) -> Vec<String> {
+    Policy::try_from(policy).err().map(|error| error.mistakes).unwrap_or_default()
+}
+
+/// Fills in what was left out, whether in a file or in flags.
+pub(crate) fn complete(policy: &mut v1::Policy) {
+    if policy.key_types.is_empty() {
+        policy.key_types = DEFAULT_KEY_TYPES.map(str::to_owned).to_vec();
+    }
+    if policy.usages.is_empty() {
+        policy.usages = vec![v1::Usage::Server.into()];
+    }
+    if policy.lifetime_seconds == 0 {
+        policy.lifetime_seconds = DEFAULT_LIFETIME;
+    }
+}
+
+/// The policy as it is written, and what is wrong with the writing. An error:
+/// this is no TOML at all.
+fn read(name: &str, text: &str) -> Result<(v1::Policy, Vec<String>), Vec<String>> {
     let table: toml::Table = match text.parse() {
         Ok(table) => table,
         Err(error) => return Err(vec![error.to_string().trim_end().to_owned()]),
     };
     let mut reader = Reader { table, wrong: Vec::new() };
-    let policy = v1::Policy {
+    let mut policy = v1::Policy {
         name: name.to_owned(),
         hosts: reader.texts("hosts"),
         host_labels: reader.labels("host_labels"),
@@ -34,28 +63,8 @@ pub(crate) fn parse(name: &str, text: &str) -> Result<v1::Policy, Vec<String>> {
     for key in reader.table.keys().filter(|key| !KEYS.contains(&key.as_str())) {
         reader.wrong.push(format!("unknown key {key:?}; a policy has {}", KEYS.join(", ")));
     }
-    reader.wrong.extend(mistakes(&policy));
-    if reader.wrong.is_empty() { Ok(policy) } else { Err(reader.wrong) }
-}
-
-/// What can be seen to be wrong with a policy without asking the coordinator.
-pub(crate) fn mistakes(policy: &v1::Policy) -> Vec<String> {
-    let mut wrong = Vec::new();
-    if policy.names.is_empty() && policy.addresses.is_empty() {
-        wrong.push("neither names nor addresses: it would admit nothing".to_owned());
-    }
-    for kind in policy.key_types.iter().filter(|kind| !KEY_TYPES.contains(&kind.as_str())) {
-        wrong.push(format!("key_types: {kind:?} is not one of {}", KEY_TYPES.join(", ")));
-    }
-    for network in policy.addresses.iter().filter(|network| !is_network(network)) {
-        wrong.push(format!("addresses: {network:?} is no network such as 10.0.0.0/8 or fd00::/8"));
-    }
-    for (key, patterns) in [("names", &policy.names), ("hosts", &policy.hosts)] {
-        for pattern in patterns.iter().filter(|pattern| !is_pattern(pattern)) {
-            wrong.push(format!("{key}: {pattern:?} is no pattern: it has white space or is empty"));
-        }
-    }
-    wrong
+    complete(&mut policy);
+    Ok((policy, reader.wrong))
 }
 
 /// A policy as the file [`parse`] reads.
@@ -165,21 +174,6 @@ impl Reader {
     }
 }
 
-fn is_network(text: &str) -> bool {
-    let Some((address, bits)) = text.split_once('/') else {
-        return text.parse::<std::net::IpAddr>().is_ok();
-    };
-    match (address.parse::<std::net::IpAddr>(), bits.parse::<u8>()) {
-        (Ok(std::net::IpAddr::V4(_)), Ok(bits)) => bits <= 32,
-        (Ok(std::net::IpAddr::V6(_)), Ok(bits)) => bits <= 128,
-        _ => false,
-    }
-}
-
-fn is_pattern(text: &str) -> bool {
-    !text.is_empty() && !text.chars().any(|c| c.is_whitespace() || c.is_control())
-}
-
 /// A TOML basic string, for values and for keys.
 fn quote(text: &str) -> String {
     let mut quoted = String::from('"');
@@ -222,11 +216,17 @@ mod tests {
 
     #[test]
     fn all_mistakes_at_once() {
-        let wrong = parse(
-            "web",
-            "hostz = []\nnames = \"a\"\nlifetime = 30\nusages = [\"sever\"]\nkey_types = [\"dsa\"]\naddresses = [\"10.0.0.0/40\"]\nwildcards = \"yes\"\nhosts = [\"a b\"]",
-        )
-        .unwrap_err();
+        let text = r#"
+            hostz = []
+            names = "a"
+            lifetime = 30
+            usages = ["sever"]
+            key_types = ["dsa"]
+            addresses = ["10.0.0.0/40"]
+            wildcards = "yes"
+            host_labels = ["env"]
+        "#;
+        let wrong = parse("Web", text).unwrap_err();
         for word in [
             "hostz",
             "names: must be",
@@ -235,11 +235,19 @@ mod tests {
             "\"dsa\"",
             "10.0.0.0/40",
             "wildcards:",
-            "\"a b\"",
+            "host_labels:",
+            "\"Web\"",
         ] {
             assert!(wrong.iter().any(|line| line.contains(word)), "{word} is not in {wrong:#?}");
         }
-        assert_eq!(wrong.len(), 8, "{wrong:#?}");
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let policy = parse("web", "names = [\"a.example.test\"]").unwrap();
+        assert_eq!(policy.key_types, DEFAULT_KEY_TYPES);
+        assert_eq!(policy.lifetime_seconds, DEFAULT_LIFETIME);
+        assert_eq!(policy.usages().collect::<Vec<_>>(), [v1::Usage::Server]);
     }
 
     #[test]
@@ -257,8 +265,9 @@ mod tests {
 
         #[test]
         fn any_words_come_back(names in proptest::collection::vec("[^\\s\\p{C}]{1,12}", 1..4), key in "\\PC{1,8}", value in ".{0,8}") {
-            let policy = v1::Policy { name: "p".into(), names, host_labels: [(key, value)].into(), ..Default::default() };
-            prop_assert_eq!(parse("p", &write(&policy)).unwrap(), policy);
+            let mut policy = v1::Policy { name: "p".into(), names, host_labels: [(key, value)].into(), ..Default::default() };
+            complete(&mut policy);
+            prop_assert_eq!(read("p", &write(&policy)).unwrap(), (policy, Vec::new()));
         }
     }
 }

@@ -76,13 +76,13 @@ pub(crate) struct SetArgs {
     /// Network of IP addresses a certificate may carry
     #[arg(long = "address", value_name = "CIDR")]
     addresses: Vec<String>,
-    /// ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096; may be repeated
+    /// ecdsa-p256, rsa-3072, ...; may be repeated [default: ecdsa-p256 and ecdsa-p384]
     #[arg(long = "key-type", value_name = "TYPE")]
     key_types: Vec<String>,
-    /// server, client or both; may be repeated
+    /// server, client or both; may be repeated [default: server]
     #[arg(long = "usage", value_name = "USAGE", value_parser = file::usage)]
     usages: Vec<v1::Usage>,
-    /// How long a certificate lives, such as 30d
+    /// How long a certificate lives [default: 30d]
     #[arg(long, value_name = "SPAN", value_parser = when::duration)]
     lifetime: Option<u64>,
     /// May a certificate carry a wildcard name?
@@ -101,7 +101,7 @@ impl SetArgs {
                 (file::parse(&name, &text), path.display().to_string())
             }
             None => {
-                let policy = v1::Policy {
+                let mut policy = v1::Policy {
                     hosts: self.hosts,
                     host_labels: selection::labels(&self.host_labels)?,
                     names: self.names,
@@ -112,6 +112,7 @@ impl SetArgs {
                     wildcards: self.wildcards,
                     name: name.clone(),
                 };
+                file::complete(&mut policy);
                 let wrong = file::mistakes(&policy);
                 (if wrong.is_empty() { Ok(policy) } else { Err(wrong) }, "these flags".into())
             }

@@ -229,7 +229,15 @@ fn text(verified: &Verified) -> Text {
         )
         .fact("Grades", grades(summary))
         .fact("Results taken", received.unwrap_or_else(|| "none".into()))
-        .fact("Made", rotation.as_of);
+        .fact("Made", rotation.as_of)
+        .fact(
+            "Tried again",
+            if verified.superseded == 0 {
+                String::new()
+            } else {
+                count(verified.superseded as usize, "earlier result")
+            },
+        );
     let residual = &verified.residual;
     for (title, rows) in [
         ("Failed", &residual.failed),

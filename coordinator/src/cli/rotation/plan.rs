@@ -23,7 +23,7 @@ const SHOWN_HOSTS: usize = 40;
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     selection: SelectionArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "How it would go")]
     shape: ShapeArgs,
 }
 

@@ -185,13 +185,18 @@ fn wave_style() -> ProgressStyle {
         "  {prefix:<9} {bar:32.green/black.bright} {pos:>6}/{len:<6} {wide_msg:.dim}",
     )
     .expect("a constant template")
-    .progress_chars("━╸━")
+    .progress_chars(bar_characters())
+}
+
+/// Without colour, the done and the open part of a bar need different characters.
+fn bar_characters() -> &'static str {
+    if Look::of(&std::io::stderr()).colour { "━╸━" } else { "=>-" }
 }
 
 fn total_style() -> ProgressStyle {
     ProgressStyle::with_template("{spinner:.cyan} {prefix:<9.bold} {bar:32.cyan/black.bright} {wide_msg}")
         .expect("a constant template")
-        .progress_chars("━╸━")
+        .progress_chars(bar_characters())
 }
 
 /// "38 of 120 verified, 4 working, 0 failed, 1 straggler, 40 s left".

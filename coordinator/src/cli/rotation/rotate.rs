@@ -34,7 +34,7 @@ const START_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct RotateArgs {
     #[command(flatten)]
     selection: SelectionArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "How it goes")]
     shape: ShapeArgs,
     /// Why, for the audit log and the evidence
     #[arg(long, value_name = "TEXT")]

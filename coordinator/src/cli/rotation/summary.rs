@@ -138,9 +138,10 @@ pub(super) fn text(view: &RotationView) -> Text {
     text = text
         .fact("Hosts", view.hosts)
         .fact_piece("Certificates", Piece::new(good, certificates))
+        .fact("Proved by", proof(view))
         .fact("Containers", view.containers)
         .fact("Endpoints", view.endpoints)
-        .fact("Time to green", view.time_to_green_seconds.map(when::exact).unwrap_or_default())
+        .fact("Time to green", green(view))
         .fact(
             "Deadline",
             if is_open(view) { view.deadline_at.clone().unwrap_or_default() } else { String::new() },
@@ -172,6 +173,26 @@ pub(super) fn text(view: &RotationView) -> Text {
         }
     }
     text.then(containment(view)).line("").then(next(view))
+}
+
+/// From the order to the last target that was no straggler; times are whole seconds.
+fn green(view: &RotationView) -> String {
+    match view.time_to_green_seconds {
+        None => String::new(),
+        Some(0) => "under 1 s".into(),
+        Some(seconds) => when::exact(seconds),
+    }
+}
+
+/// By what the verified ones are proved; nothing while there are none.
+fn proof(view: &RotationView) -> String {
+    let strong = view.verified_by_handshake.min(view.verified());
+    match (strong, view.verified() - strong) {
+        (0, 0) => String::new(),
+        (_, 0) => "fresh handshakes".into(),
+        (0, _) => "reload or file alone, no handshake".into(),
+        (strong, weak) => format!("fresh handshakes ({strong}), reload or file alone ({weak})"),
+    }
 }
 
 fn is_open(view: &RotationView) -> bool {

@@ -1,3 +1,5 @@
+//! How rotations end, word for word.
+
 use super::*;
 use crate::cli::output::text::Look;
 use reseal_proto::v1::{self, TargetState};
@@ -49,6 +51,7 @@ fn the_exit_code_is_honest() {
 #[test]
 fn replaced_is_not_contained() {
     let mut rotation = rotation(RotationState::Completed, &[(TargetState::Verified, 12)], true);
+    rotation.verified_by_handshake = 11;
     rotation.relying_parties = vec![v1::RelyingParty {
         host: "web-1".into(),
         container: "api".into(),
@@ -65,6 +68,7 @@ fn replaced_is_not_contained() {
          Compromised    builtin/a  CN=A\n\
          Hosts          3\n\
          Certificates   12 of 12 verified\n\
+         Proved by      fresh handshakes (11), reload or file alone (1)\n\
          Containers     4\n\
          Endpoints      5\n\
          Time to green  1 min 32 s\n\

@@ -46,6 +46,8 @@ pub(crate) struct OperatorView {
     pub(crate) name: String,
     pub(crate) role: String,
     pub(crate) added_at: Option<String>,
+    #[serde(skip)]
+    pub(crate) added_seconds: i64,
     pub(crate) expires_at: Option<String>,
     #[serde(skip)]
     pub(crate) expires_seconds: i64,
@@ -55,6 +57,7 @@ impl From<v1::OperatorRow> for OperatorView {
     fn from(row: v1::OperatorRow) -> Self {
         Self {
             added_at: rfc3339(row.added_at),
+            added_seconds: row.added_at,
             expires_at: rfc3339(row.expires_at),
             expires_seconds: row.expires_at,
             name: row.name,
@@ -190,12 +193,15 @@ pub(crate) struct AuditView {
     pub(crate) detail: String,
     pub(crate) previous: Option<String>,
     pub(crate) hash: Option<String>,
+    #[serde(skip)]
+    pub(crate) at_seconds: i64,
 }
 
 impl From<v1::AuditEntry> for AuditView {
     fn from(entry: v1::AuditEntry) -> Self {
         Self {
             at: rfc3339(entry.at),
+            at_seconds: entry.at,
             previous: hex(&entry.previous),
             hash: hex(&entry.hash),
             chain: entry.chain,

@@ -133,6 +133,7 @@ pub(crate) struct RotationView {
     pub(crate) targets: u32,
     /// Targets by state; a state without targets is left out.
     pub(crate) targets_by_state: BTreeMap<&'static str, u32>,
+    pub(crate) verified_by_handshake: u32,
     pub(crate) wave: u32,
     pub(crate) waves: Vec<WaveView>,
     pub(crate) failures: Vec<TargetView>,
@@ -214,6 +215,7 @@ impl From<v1::Rotation> for RotationView {
             eta_seconds: rotation.eta_seconds.try_into().ok(),
             targets,
             targets_by_state,
+            verified_by_handshake: rotation.verified_by_handshake,
             wave: rotation.wave,
             waves: rotation.waves.into_iter().map(Into::into).collect(),
             failures: rotation.failures.into_iter().map(Into::into).collect(),

@@ -321,6 +321,14 @@ fn the_same_values_spelled_otherwise_fail() {
 }
 
 #[test]
+fn the_other_form_of_the_signature_fails() {
+    let fleet = Fleet::new();
+    let mut bundle: Bundle = serde_json::from_slice(&fleet.seal(body(&fleet))).unwrap();
+    bundle.signature.0 = signature::tests::mirrored(&bundle.signature.0);
+    refused(&fleet, &file_bytes(&bundle), "signature of the evidence file");
+}
+
+#[test]
 fn a_foreign_anchor_fails() {
     let (fleet, other) = (Fleet::new(), Fleet::new());
     let text = why(verify(&fleet.seal(body(&fleet)), other.anchor()));
@@ -401,6 +409,14 @@ fn an_identity_that_had_expired_fails() {
     let mut early = body(&fleet);
     fleet.countersign(&mut early.batches[0], RECEIVED - DAY);
     refused(&fleet, &fleet.seal(early), "was not valid at");
+}
+
+#[test]
+fn an_evidence_certificate_that_was_not_yet_valid_fails() {
+    let mut fleet = Fleet::new();
+    fleet.evidence =
+        signer(&fleet.control, "spiffe://demo/coordinator", RECEIVED + 10, RECEIVED + 3000 * DAY);
+    refused(&fleet, &fleet.seal(body(&fleet)), "the evidence certificate is not good: it was not valid at");
 }
 
 #[test]

@@ -10,7 +10,8 @@ use x509_parser::certificate::X509Certificate;
 
 use super::certificate::{self, CertificateError};
 use super::tally::{self, Read, TallyError};
-use super::{Bundle, FORMAT, Moment, Residual, RotationRecord, Summary, Verdict};
+use super::verified::{self, Verified};
+use super::{Bundle, FORMAT, Moment, RotationRecord, signature};
 
 /// Why a file is no evidence.
 #[derive(Debug, thiserror::Error)]
@@ -80,33 +81,6 @@ pub enum EvidenceError {
     Issuer(String),
 }
 
-/// What an evidence file proves, and what had to be trusted for it.
-#[derive(Clone, Debug)]
-pub struct Verified {
-    /// The fleet.
-    pub fleet: String,
-    /// The rotation, as ordered.
-    pub rotation: RotationRecord,
-    /// SHA-256 of the control-plane CA certificate: all else follows from it.
-    pub anchor: [u8; 32],
-    /// Counted from the proofs.
-    pub summary: Summary,
-    /// Results of a target that a later result replaced.
-    pub superseded: u64,
-    /// What is not proved.
-    pub residual: Residual,
-    /// Arrival of the first and the last result, the coordinator's clock.
-    pub received: Option<(Moment, Moment)>,
-    /// Every target is verified.
-    pub replaced: bool,
-    /// Replaced, and every relying party named was proved to refuse the compromised issuer.
-    pub contained: bool,
-    /// What had to be taken on trust, one sentence each.
-    pub trusted: Vec<String>,
-    /// What a careful reader should know, one sentence each.
-    pub warnings: Vec<String>,
-}
-
 /// Checks a file against the fingerprint of the control-plane CA. Reads no
 /// clock: certificates are judged at the times the coordinator signed for.
 pub fn verify(bytes: &[u8], anchor: [u8; 32]) -> Result<Verified, EvidenceError> {
@@ -127,12 +101,16 @@ pub fn verify(bytes: &[u8], anchor: [u8; 32]) -> Result<Verified, EvidenceError>
         &[body.rotation.as_of],
     )
     .map_err(|source| bad("the evidence certificate", source))?;
+    if signature::canonical(&bundle.signature.0).as_ref() != Some(&bundle.signature.0) {
+        return Err(EvidenceError::Signature("the evidence file".into()));
+    }
     check_signature(&evidence_key, &super::signed_bytes(body), &bundle.signature.0, || {
         "the evidence file".into()
     })?;
     issuers(&body.rotation)?;
 
     let batches = tally::read(&body.batches)?;
+    evidence_was_valid(&bundle, &control_ca, &batches)?;
     for batch in &batches {
         check_batch(batch, &bundle, &control_ca, &evidence_key)?;
     }
@@ -152,7 +130,7 @@ pub fn verify(bytes: &[u8], anchor: [u8; 32]) -> Result<Verified, EvidenceError>
         })?;
         unchained += target.endpoints.iter().filter(|endpoint| !endpoint.chain_valid).count();
     }
-    Ok(conclude(&bundle, anchor, &batches, &tally, unchained))
+    Ok(verified::conclude(&bundle, anchor, &batches, &tally, unchained))
 }
 
 /// Reads the one spelling of a file, and no other.
@@ -167,6 +145,24 @@ fn read(bytes: &[u8]) -> Result<Bundle, EvidenceError> {
     }
     let at = written.iter().zip(bytes).take_while(|(ours, theirs)| ours == theirs).count();
     Err(EvidenceError::Changed(at))
+}
+
+/// The evidence certificate was valid from the first countersignature to the last.
+fn evidence_was_valid(
+    bundle: &Bundle,
+    control_ca: &X509Certificate<'_>,
+    batches: &[Read<'_>],
+) -> Result<(), EvidenceError> {
+    let what = "the evidence certificate";
+    let evidence =
+        facts::parse(&bundle.body.evidence_certificate.0).map_err(|error| bad(what, error.into()))?;
+    let times = || batches.iter().map(|batch| Moment(batch.countersignature.received_at));
+    for at in times().min().into_iter().chain(times().max()) {
+        certificate::valid_at(&evidence, at).map_err(|source| bad(what, source))?;
+        certificate::valid_at(control_ca, at)
+            .map_err(|source| bad("the control-plane CA certificate", source))?;
+    }
+    Ok(())
 }
 
 /// The issuers are what their certificates say, and not the same key.
@@ -209,13 +205,6 @@ fn check_batch(
     let at = [Moment(countersignature.received_at)];
     let key = certificate::identity_key(&record.identity.0, control_ca, &wanted, &at)
         .map_err(|source| bad(&name("the identity"), source))?;
-    certificate::identity_key(
-        &bundle.body.evidence_certificate.0,
-        control_ca,
-        &Identity { fleet: bundle.body.fleet.clone(), role: Role::Coordinator },
-        &at,
-    )
-    .map_err(|source| bad("the evidence certificate", source))?;
     check_signature(&key, &record.payload.0, &record.signature.0, || name("the agent"))?;
 
     let payload = &batch.payload;
@@ -289,66 +278,6 @@ fn check_target<'a>(batch: &Read<'a>, target: &TargetProof, issued: &mut Issued<
         }
     }
     Ok(())
-}
-
-fn conclude(
-    bundle: &Bundle,
-    anchor: [u8; 32],
-    batches: &[Read<'_>],
-    tally: &tally::Tally<'_>,
-    unchained: usize,
-) -> Verified {
-    let body = &bundle.body;
-    let times = || batches.iter().map(|batch| Moment(batch.countersignature.received_at));
-    let received = times().min().zip(times().max());
-    let summary = tally.summary.clone();
-    let replaced = summary.targets > 0 && summary.verified == summary.targets;
-    let parties = &body.residual.relying_parties;
-    let refuses = parties.iter().filter(|party| party.verdict == Verdict::Refuses).count();
-    let contained =
-        replaced && body.rotation.compromised.is_some() && !parties.is_empty() && refuses == parties.len();
-    let mut warnings = Vec::new();
-    if unchained > 0 {
-        warnings.push(format!(
-            "{unchained} endpoint proofs saw the new certificate, but no chain that builds to the anchor of its bundle"
-        ));
-    }
-    if tally.doubted > 0 {
-        warnings.push(format!(
-            "{} targets are reported better by their agent than the coordinator believes; they count as the worse",
-            tally.doubted
-        ));
-    }
-    let weak = summary.grades.file_only + summary.grades.unknown;
-    if weak > 0 {
-        warnings.push(format!("{weak} verified targets rest on the file alone, or say not on what"));
-    }
-    if body.rotation.compromised.is_some() && !contained {
-        warnings.push(format!(
-            "replaced is not contained: {} of {} relying parties named here were proved to refuse the compromised issuer",
-            refuses,
-            parties.len()
-        ));
-    }
-    let trusted = vec![
-        format!("the anchor {}: whoever holds that CA's key could have made this file", hex::encode(anchor)),
-        "the coordinator's clock, for when each result arrived; the agents' 24-hour identities are judged at that time and may have expired since".to_owned(),
-        "the coordinator, for which targets belong to the rotation, for what is listed as residual risk, and for what relying parties do".to_owned(),
-        "each agent, for what it saw on its own host; no agent can speak for another".to_owned(),
-    ];
-    Verified {
-        fleet: body.fleet.clone(),
-        rotation: body.rotation.clone(),
-        anchor,
-        summary,
-        superseded: tally.superseded,
-        residual: body.residual.clone(),
-        received,
-        replaced,
-        contained,
-        trusted,
-        warnings,
-    }
 }
 
 fn check_signature(

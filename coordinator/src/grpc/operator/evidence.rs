@@ -117,7 +117,8 @@ impl OperatorService {
                     reason: target.failure.as_ref().map(|failure| failure.reason.clone()),
                 });
             }
-            if batch.finished_at == 0 {
+            // Without a payload it was failed here, not by its agent.
+            if batch.finished_at == 0 || batch.payload.is_empty() {
                 continue;
             }
             let issued = self

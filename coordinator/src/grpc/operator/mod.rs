@@ -6,11 +6,13 @@
 mod authorities;
 mod choose;
 mod evidence;
+mod fence;
 mod hosts;
 mod plan;
 mod policies;
 mod rotate;
 mod show;
+mod steer;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -114,7 +116,7 @@ impl Operator for OperatorService {
             fleet: self.control.fleet.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             epoch: self.store.epoch(),
-            hosts: number(state.hosts.len()),
+            hosts: number(state.hosts.values().filter(|host| host.state.is_some()).count()),
             hosts_connected: number(self.presence.count()),
             installations: state.hosts.values().map(|host| host.installations).sum(),
             rotations_running: number(

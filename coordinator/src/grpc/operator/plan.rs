@@ -5,8 +5,8 @@ use tonic::Status;
 
 use super::OperatorService;
 use super::choose::{Chosen, FoundIssuer, radius};
-use crate::domain::{authority, selection};
 use crate::domain::waves::Waves;
+use crate::domain::{authority, selection};
 use crate::grpc::convert::{authority_info, chain, status};
 use crate::store::record::{Authority, AuthorityState, Inventory};
 use crate::store::{Versioned, keys};

@@ -1,30 +1,29 @@
-//! Starting and steering a rotation.
+//! Starting a rotation.
 //!
 //! A number is reserved, the batches are written, and one last commit reveals
 //! them: it makes the rotation, taints the compromised authority and activates
 //! the new one, all or nothing. Killed before it, nothing has happened.
 
 use reseal_proto::telemetry;
-use reseal_proto::v1::{OnFailure, RotateRequest, RotationAction};
+use reseal_proto::v1::{OnFailure, RotateRequest};
 use tonic::Status;
 
 use super::OperatorService;
-use super::choose::{Chosen, FoundIssuer, radius};
+use super::choose::{Chosen, radius};
 use super::plan::WAVES;
-use crate::domain::authority::{self, Event as AuthorityEvent};
-use crate::domain::rotation::{self, Event, State};
+use crate::domain::rotation::State;
 use crate::domain::selection;
 use crate::domain::target;
 use crate::domain::waves::{Threshold, Waves};
 use crate::fail::point;
 use crate::grpc::auth::Caller;
 use crate::grpc::convert::{chain, status};
-use crate::store::record::{Authority, AuthorityState, Batch, Counter, Rotation};
+use crate::store::record::{Batch, Counter, Rotation};
 use crate::store::{AuditDraft, Commit, Versioned, keys};
 
 /// Batches written in one commit.
 const GROUP: usize = 8;
-const MAX_REASON: usize = 1000;
+pub(super) const MAX_REASON: usize = 1000;
 const DEFAULT_DEADLINE: u64 = 24 * 3600;
 const MAX_DEADLINE: u64 = 90 * 24 * 3600;
 
@@ -164,58 +163,6 @@ impl OperatorService {
         Ok(id)
     }
 
-    /// Pause, resume, abort, retry.
-    pub(super) async fn control(
-        &self,
-        caller: &Caller,
-        id: &str,
-        action: RotationAction,
-        reason: &str,
-    ) -> Result<(), Status> {
-        let event = match action {
-            RotationAction::Unspecified => return Err(Status::invalid_argument("no action given")),
-            RotationAction::Pause => Event::Pause,
-            RotationAction::Resume => Event::Resume,
-            RotationAction::Abort => Event::Abort,
-            RotationAction::Retry => Event::Retry,
-        };
-        let Versioned { value: mut record, revision } = self.rotation_record(id).await?;
-        let state = rotation::apply(record.state(), event)
-            .map_err(|error| Status::failed_precondition(format!("rotation {id}: {error}")))?;
-        let now = (self.now)();
-        if event == Event::Retry {
-            self.retry_batches(id, &record, now).await?;
-        }
-        if event == Event::Resume {
-            record.failures_accepted = self.failures(id);
-        }
-        record.set_state(state);
-        record.note = if reason.is_empty() { String::new() } else { format!("{}: {reason}", caller.name) };
-        if rotation::is_end(state) {
-            record.ended_at = now;
-        }
-        let word = match event {
-            Event::Pause => "rotation.pause",
-            Event::Resume => "rotation.resume",
-            Event::Abort => "rotation.abort",
-            Event::Retry | Event::Start | Event::Halt | Event::Trail | Event::Complete | Event::Expire => {
-                "rotation.retry"
-            }
-        };
-        let draft = AuditDraft {
-            at: now,
-            actor: caller.actor(),
-            action: word.into(),
-            object: format!("rotation/{id}"),
-            outcome: "done".into(),
-            detail: reason.chars().take(MAX_REASON).collect(),
-        };
-        let key = keys::rotation(id);
-        let commit = Commit::new().at(&key, revision).put(&key, &record).audit(draft);
-        self.store.commit(commit).await.map_err(|error| status(&error))?;
-        Ok(())
-    }
-
     /// A repeated request gets the rotation it made the first time.
     async fn same_request(&self, key: &[u8]) -> Result<Option<String>, Status> {
         for (path, rotation) in
@@ -287,125 +234,6 @@ impl OperatorService {
                 }
             }
         }
-    }
-
-    /// Taints the compromised authority, activates the new one, retires the one
-    /// that was active, within the rotation's own commit.
-    async fn change_authorities(
-        &self,
-        mut commit: Commit,
-        compromised: Option<&FoundIssuer>,
-        reason: &str,
-        to_name: &str,
-        to: &Versioned<Authority>,
-    ) -> Result<Commit, Status> {
-        let refuse = |name: &str, error: authority::Rejected| {
-            Status::failed_precondition(format!("authority {name}: {error}"))
-        };
-        if let Some(FoundIssuer { name, authority, .. }) = compromised {
-            let key = keys::authority(name);
-            commit = commit.at(&key, authority.revision);
-            if !matches!(authority.value.state(), AuthorityState::Tainted | AuthorityState::Revoked) {
-                let mut record = authority.value.clone();
-                let state = authority::apply(record.state(), AuthorityEvent::Taint)
-                    .map_err(|error| refuse(name, error))?;
-                record.set_state(state);
-                record.reason = reason.to_owned();
-                commit = commit.put(&key, &record);
-            }
-        }
-        let key = keys::authority(to_name);
-        commit = commit.at(&key, to.revision);
-        if to.value.state() != AuthorityState::Prepared {
-            return Ok(commit);
-        }
-        let mut record = to.value.clone();
-        record.set_state(
-            authority::apply(record.state(), AuthorityEvent::Activate)
-                .map_err(|error| refuse(to_name, error))?,
-        );
-        commit = commit.put(&key, &record);
-        let all = self.store.range::<Authority>(keys::AUTHORITIES).await.map_err(|error| status(&error))?;
-        for (key, other) in all {
-            let name = key.trim_start_matches(keys::AUTHORITIES);
-            let is_compromised = compromised.is_some_and(|compromised| compromised.name == name);
-            if other.value.state() == AuthorityState::Active && !is_compromised {
-                let mut record = other.value;
-                record.set_state(
-                    authority::apply(record.state(), AuthorityEvent::Retire)
-                        .map_err(|error| refuse(name, error))?,
-                );
-                commit = commit.at(&key, other.revision).put(&key, &record);
-            }
-        }
-        Ok(commit)
-    }
-
-    /// New batches for the failed targets; the old ones count no more.
-    async fn retry_batches(&self, id: &str, rotation: &Rotation, now: i64) -> Result<(), Status> {
-        let failed: Vec<(String, String)> = {
-            let state = self.view.read();
-            let number = crate::view::rotation_number(id).unwrap_or_default();
-            let Some(view) = state.rotations.get(&number) else { return Ok(()) };
-            view.batches
-                .iter()
-                .filter(|(_, batch)| {
-                    batch.finished && batch.counts.iter().any(|(state, _)| target::is_failure(state))
-                })
-                .map(|((host, batch), _)| (host.to_string(), batch.to_string()))
-                .collect()
-        };
-        for (host, batch) in failed {
-            let key = keys::batch(&host, &batch);
-            let Some(old) = self.store.get::<Batch>(&key).await.map_err(|error| status(&error))? else {
-                continue;
-            };
-            let all =
-                self.store.range::<Batch>(&keys::batches_of(&host)).await.map_err(|error| status(&error))?;
-            let taken = all.iter().filter(|(_, batch)| batch.value.rotation == id).count();
-            let next_key = keys::batch(&host, &format!("{id}.{taken}"));
-            let mut record = old.value;
-            let next = Batch {
-                rotation: id.to_owned(),
-                wave: record.wave.min(rotation.wave),
-                targets: record
-                    .targets
-                    .iter_mut()
-                    .filter(|target| !target.superseded && target::is_failure(target.state()))
-                    .map(|target| {
-                        target.superseded = true;
-                        crate::store::record::Target {
-                            installation: target.installation.clone(),
-                            label: target.label.clone(),
-                            before: target.before.clone(),
-                            state: target::State::Pending.into(),
-                            ..crate::store::record::Target::default()
-                        }
-                    })
-                    .collect(),
-                created_at: now,
-                attempt: record.attempt + 1,
-                traceparent: rotation.traceparent.clone(),
-                on_failure: rotation.on_failure,
-                ..Batch::default()
-            };
-            if next.targets.is_empty() {
-                continue;
-            }
-            let commit = Commit::new()
-                .at(&key, old.revision)
-                .put(&key, &record)
-                .absent(&next_key)
-                .put(&next_key, &next);
-            self.store.commit(commit).await.map_err(|error| status(&error))?;
-        }
-        Ok(())
-    }
-
-    fn failures(&self, id: &str) -> u32 {
-        let state = self.view.read();
-        let number = crate::view::rotation_number(id).unwrap_or_default();
-        state.rotations.get(&number).map_or(0, |rotation| rotation.progress().failed)
     }
 
     pub(super) async fn rotation_record(&self, id: &str) -> Result<Versioned<Rotation>, Status> {

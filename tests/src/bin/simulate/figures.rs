@@ -1,6 +1,7 @@
 //! What is measured: CPU and memory of a process, percentiles, the crypto bound.
 
 use std::ops::Sub;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -37,6 +38,32 @@ pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
         .context("no VmRSS")?;
     // The kernel's unit here has been a hundredth of a second on every Linux of the last decades.
     Ok(Usage { cpu: Duration::from_millis(10 * (ticks(11) + ticks(12))), resident: resident * 1024 })
+}
+
+/// CPU and memory once it is at rest: at most 2 % of a core for a second.
+pub(crate) async fn settled(pid: u32) -> anyhow::Result<Usage> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut before = usage(pid)?;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let after = usage(pid)?;
+        if (after - before).cpu <= Duration::from_millis(20) || Instant::now() > deadline {
+            return Ok(after);
+        }
+        before = after;
+    }
+}
+
+/// Size of a directory, without the file that is kept for a full disk.
+pub(crate) fn directory_bytes(path: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return std::fs::metadata(path).map_or(0, |facts| facts.len());
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name() != "ballast")
+        .map(|entry| directory_bytes(&entry.path()))
+        .sum()
 }
 
 /// The `share`-th percentile; zero of nothing.

@@ -7,22 +7,27 @@
 //! signatures and streams, no containers. The crypto bound (verify a CSR, sign
 //! a leaf) is measured in the same run.
 //!
-//! `cargo run --release -p reseal-tests --bin simulate -- --agents 1000 --certificates 10`
+//! ```text
+//! cargo build --release --bin reseal --bin simulate
+//! target/release/simulate --agents 1000 --certificates 10
+//! ```
 
 mod agent;
-mod coordinator;
+mod collector;
 mod figures;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use reseal_proto::v1::{self, RotateRequest, RotationRequest, RotationState, Selection};
+use reseal_proto::v1::{RotateRequest, Rotation, RotationRequest, RotationState, Selection};
+use reseal_tests::wire::{Coordinator, Operator, Settings};
+use tokio::sync::watch;
 
-use agent::{Agent, Fleet};
-use coordinator::Coordinator;
-use figures::{Usage, crypto_bound, percentile};
+use agent::Fleet;
+use figures::{Usage, crypto_bound, directory_bytes, percentile, settled, usage};
 
 /// Measures a coordinator with a simulated fleet.
 #[derive(Parser)]
@@ -35,7 +40,7 @@ struct Options {
     certificates: usize,
     /// The coordinator; the sibling of this program when not said.
     #[arg(long)]
-    reseal: Option<std::path::PathBuf>,
+    reseal: Option<PathBuf>,
     /// Print the figures as JSON too.
     #[arg(long)]
     json: bool,
@@ -50,93 +55,112 @@ fn main() -> anyhow::Result<()> {
     ensure!((1..=50_000).contains(&options.agents), "--agents must be 1 to 50000");
     reseal_proto::channel::install_crypto();
     let bound = crypto_bound(Duration::from_secs(2))?;
-    println!("crypto bound           {:.1} µs of CPU for verify + sign (one core, this run)", bound * 1e6);
+    println!(
+        "crypto bound           {:.1} µs of CPU to verify a CSR and sign a leaf (one core, this run)",
+        bound * 1e6
+    );
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(options, bound))
 }
 
 async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
     let patience = Duration::from_secs(options.patience);
     let certificates = options.agents * options.certificates;
-    let coordinator = Coordinator::start(options.reseal.clone()).await?;
+    let program = match options.reseal {
+        Some(program) => program,
+        None => std::env::current_exe()?.with_file_name("reseal"),
+    };
+    ensure!(program.exists(), "{} is not built: cargo build --release --bin reseal", program.display());
+    let mut coordinator = Coordinator::start(Settings {
+        program,
+        fleet: "simulated".into(),
+        log_level: "warn".into(),
+        tracing: Some((collector::start().await?, 0.01)),
+    })
+    .await?;
     let mut operator = coordinator.operator().await?;
 
     let began = Instant::now();
-    let fleet = Fleet::new();
-    let agents = agent::enrol(&coordinator, options.agents, &fleet).await?;
+    let agents = agent::enrol(&coordinator, options.agents).await?;
     println!("enrolled               {} agents in {:.1} s", agents.len(), began.elapsed().as_secs_f64());
 
-    let before = coordinator.settled().await?;
+    let fleet = Arc::new(Fleet::default());
+    let (restarting, watched) = watch::channel(false);
+    let before = settled(coordinator.pid()).await?;
     let began = Instant::now();
-    let mut running = Vec::new();
-    for agent in agents {
-        running.push(tokio::spawn(Agent::run(Arc::new(agent), fleet.clone())));
-    }
+    let running: Vec<_> = agents
+        .into_iter()
+        .map(|agent| tokio::spawn(agent::run(agent, fleet.clone(), watched.clone())))
+        .collect();
     fleet.connected.wait(options.agents, patience).await.context("not every agent connected")?;
-    let connect = began.elapsed();
-    let idle = coordinator.settled().await?;
+    println!("connected              {} agents in {:.2} s", options.agents, began.elapsed().as_secs_f64());
+    let idle = settled(coordinator.pid()).await?;
     let per_agent = (idle.resident - before.resident) as f64 / options.agents as f64;
-    println!("connected              {} agents in {:.2} s", options.agents, connect.as_secs_f64());
     println!("memory per idle agent  {:.1} KB (must: 48)", per_agent / 1e3);
 
-    let (cpu, began) = (coordinator.usage()?, Instant::now());
+    let (cpu, began) = (usage(coordinator.pid())?, Instant::now());
     fleet.declare(options.certificates);
     fleet.issued.wait(certificates, patience).await.context("first issuance did not finish")?;
     fleet.acknowledged.wait(options.agents, patience).await.context("not every result was acknowledged")?;
-    phase("first issuance", certificates, bound, began.elapsed(), coordinator.usage()? - cpu);
-    let tracked = coordinator.settled().await?;
+    phase("first issuance", certificates, bound, began.elapsed(), usage(coordinator.pid())? - cpu);
+    let tracked = settled(coordinator.pid()).await?;
 
     fleet.issued.reset();
     fleet.acknowledged.reset();
-    let (cpu, began) = (coordinator.usage()?, Instant::now());
-    fleet.order_times.lock().expect("no agent panics").clear();
-    let id = operator
-        .rotate(RotateRequest {
-            selection: Some(Selection { compromised_issuer: "a".into(), ..Selection::default() }),
-            reason: "benchmark".into(),
-            waves: "100%".into(),
-            idempotency_key: vec![7; 16],
-            ..RotateRequest::default()
-        })
-        .await?
-        .into_inner()
-        .id;
+    fleet.forget_orders();
+    let (cpu, began) = (usage(coordinator.pid())?, Instant::now());
+    let compromised = Selection { compromised_issuer: "a".into(), ..Selection::default() };
+    let id = rotate(&mut operator, compromised, 1).await?;
     let accepted = Instant::now();
     fleet.issued.wait(certificates, patience).await.context("the rotation did not finish")?;
     fleet.acknowledged.wait(options.agents, patience).await.context("not every result was acknowledged")?;
-    let (took, used) = (began.elapsed(), coordinator.usage()? - cpu);
+    let (took, used) = (began.elapsed(), usage(coordinator.pid())? - cpu);
     let rotation = ended(&mut operator, &id, patience).await?;
-    ensure!(
-        rotation.state() == RotationState::Completed,
-        "the rotation is {}: {}",
-        rotation.state().as_str_name(),
-        rotation.note
-    );
+    let state = rotation.state();
+    ensure!(state == RotationState::Completed, "the rotation is {}: {}", state.as_str_name(), rotation.note);
     println!(
         "rotation accepted      after {:.2} s: chosen, recorded, revealed",
         (accepted - began).as_secs_f64()
     );
     phase("rotation", certificates, bound, took, used);
-    let orders: Vec<Duration> = {
-        let times = fleet.order_times.lock().expect("no agent panics");
-        times.iter().map(|at| at.saturating_duration_since(accepted)).collect()
-    };
-    println!(
-        "fan-out under load     p50 {:.0} ms, p99 {:.0} ms to {} agents, while they already work",
-        percentile(&orders, 50).as_secs_f64() * 1e3,
-        percentile(&orders, 99).as_secs_f64() * 1e3,
-        orders.len()
-    );
+    orders("fan-out under load", &fleet.orders_since(accepted));
+    let after = settled(coordinator.pid()).await?;
 
-    fan_out(&mut operator, &coordinator, &fleet, options.agents, patience).await?;
+    // Everything again from the disk: what the records cost without the traces of the burst.
+    restarting.send_replace(true);
+    coordinator.kill();
+    fleet.connected.reset();
+    coordinator.run(&[])?;
+    let mut operator = coordinator.operator().await?;
+    let began = Instant::now();
+    fleet.connected.wait(options.agents, patience).await.context("not every agent came back")?;
+    println!("back after a kill -9   {} agents in {:.2} s", options.agents, began.elapsed().as_secs_f64());
+    let restarted = settled(coordinator.pid()).await?;
+    restarting.send_replace(false);
 
-    let after = coordinator.settled().await?;
+    // A wave that has nothing to do but to arrive: the agents only note the time.
+    fleet.pause_work();
+    fleet.forget_orders();
+    rotate(&mut operator, Selection { hosts: vec!["*".into()], ..Selection::default() }, 2).await?;
+    let accepted = Instant::now();
+    let deadline = accepted + patience;
+    while fleet.orders_since(accepted).len() < options.agents {
+        ensure!(Instant::now() < deadline, "only {} agents were ordered", fleet.orders_since(accepted).len());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    orders("fan-out, idle fleet", &fleet.orders_since(accepted));
+
     let per_certificate = |memory: &Usage| (memory.resident - idle.resident) as f64 / certificates as f64;
     println!(
-        "memory per certificate {:.0} B after the first issuance, {:.0} B after the rotation (must: 800)",
+        "memory per certificate {:.0} B after the first issuance, {:.0} B after the rotation, {:.0} B after the restart (must: 800)",
         per_certificate(&tracked),
-        per_certificate(&after)
+        per_certificate(&after),
+        per_certificate(&restarted)
     );
-    println!("store                  {:.1} MB on disk", coordinator.store_bytes() as f64 / 1e6);
+    println!(
+        "memory in all          {:.1} MB; store {:.1} MB on disk",
+        after.resident as f64 / 1e6,
+        directory_bytes(&coordinator.data()) as f64 / 1e6
+    );
     if options.json {
         println!(
             "{}",
@@ -149,6 +173,7 @@ async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
                 "share_of_bound": bound * certificates as f64 / used.cpu.as_secs_f64(),
                 "bytes_per_agent": per_agent,
                 "bytes_per_certificate": per_certificate(&after),
+                "bytes_per_certificate_restarted": per_certificate(&restarted),
             })
         );
     }
@@ -158,46 +183,27 @@ async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A wave that has nothing to do but to arrive: the agents only note the time.
-async fn fan_out(
-    operator: &mut coordinator::Operator,
-    coordinator: &Coordinator,
-    fleet: &Arc<Fleet>,
-    agents: usize,
-    patience: Duration,
-) -> anyhow::Result<()> {
-    fleet.pause_work(true);
-    fleet.order_times.lock().expect("no agent panics").clear();
-    coordinator.settled().await?;
-    operator
-        .rotate(RotateRequest {
-            selection: Some(Selection { hosts: vec!["*".into()], ..Selection::default() }),
-            reason: "benchmark of the fan-out".into(),
-            waves: "100%".into(),
-            idempotency_key: vec![8; 16],
-            ..RotateRequest::default()
-        })
-        .await?;
-    let accepted = Instant::now();
-    let deadline = Instant::now() + patience;
-    let orders = loop {
-        let orders: Vec<Duration> = {
-            let times = fleet.order_times.lock().expect("no agent panics");
-            times.iter().map(|at| at.saturating_duration_since(accepted)).collect()
-        };
-        if orders.len() >= agents {
-            break orders;
-        }
-        ensure!(Instant::now() < deadline, "only {} of {agents} agents were ordered", orders.len());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+async fn rotate(operator: &mut Operator, selection: Selection, key: u8) -> anyhow::Result<String> {
+    let request = RotateRequest {
+        selection: Some(selection),
+        reason: "benchmark".into(),
+        waves: "100%".into(),
+        idempotency_key: vec![key; 16],
+        ..RotateRequest::default()
     };
-    println!(
-        "fan-out                p50 {:.0} ms, p99 {:.0} ms to {} agents (must at 10,000: p99 300 ms)",
-        percentile(&orders, 50).as_secs_f64() * 1e3,
-        percentile(&orders, 99).as_secs_f64() * 1e3,
-        orders.len()
-    );
-    Ok(())
+    Ok(operator.rotate(request).await?.into_inner().id)
+}
+
+async fn ended(operator: &mut Operator, id: &str, patience: Duration) -> anyhow::Result<Rotation> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let shown = operator.show_rotation(RotationRequest { id: id.to_owned() }).await?.into_inner();
+        let running = matches!(shown.state(), RotationState::Running | RotationState::Trailing);
+        if !running || Instant::now() > deadline {
+            return Ok(shown);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 fn phase(name: &str, certificates: usize, bound: f64, took: Duration, used: Usage) {
@@ -211,18 +217,11 @@ fn phase(name: &str, certificates: usize, bound: f64, took: Duration, used: Usag
     );
 }
 
-async fn ended(
-    operator: &mut coordinator::Operator,
-    id: &str,
-    patience: Duration,
-) -> anyhow::Result<v1::Rotation> {
-    let deadline = Instant::now() + patience;
-    loop {
-        let shown = operator.show_rotation(RotationRequest { id: id.to_owned() }).await?.into_inner();
-        let running = matches!(shown.state(), RotationState::Running | RotationState::Trailing);
-        if !running || Instant::now() > deadline {
-            return Ok(shown);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+fn orders(name: &str, times: &[Duration]) {
+    println!(
+        "{name:<22} p50 {:.0} ms, p99 {:.0} ms to {} agents (must at 10,000: p99 300 ms)",
+        percentile(times, 50).as_secs_f64() * 1e3,
+        percentile(times, 99).as_secs_f64() * 1e3,
+        times.len()
+    );
 }

@@ -1,0 +1,186 @@
+//! Looks at consumers that have just started: do they serve what is on disk?
+//!
+//! A certificate may be installed while nothing runs that could prove it
+//! (*unserved*). When its consumer starts, its endpoints are looked at; what
+//! they serve instead, or that they do not answer, is a finding until they do.
+//! Never reloads and never restarts anything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reseal_proto::v1::Finding;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::discover::{Consumer, Host, Installation, finding};
+use crate::install::Files;
+use crate::target::{Tools, endpoints_of};
+use crate::verify::{self, Expected, VerifyError};
+
+const CONCURRENT: usize = 4;
+/// The file may change while we look (a renewal is under way): looked at anew.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// Follows the picture of the host for ever.
+pub async fn run(tools: Tools) {
+    let mut host = tools.discovery.watch();
+    let limit = Arc::new(Semaphore::new(CONCURRENT));
+    let mut seen: BTreeMap<(String, String), i32> = BTreeMap::new();
+    loop {
+        let newest = host.borrow_and_update().clone();
+        if let Some(newest) = newest {
+            for installation in started(&newest, &mut seen) {
+                let (tools, limit) = (tools.clone(), limit.clone());
+                tokio::spawn(async move {
+                    let _permit = limit.acquire_owned().await;
+                    look(&tools, &installation).await;
+                });
+            }
+        }
+        if host.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Installations with a consumer that was not running when last seen, each
+/// with those consumers only. `seen` remembers container id and PID.
+fn started(host: &Host, seen: &mut BTreeMap<(String, String), i32>) -> Vec<Installation> {
+    let mut running = BTreeMap::new();
+    let mut new = Vec::new();
+    for installation in host.installations.values() {
+        if installation.certificate.is_none() {
+            // Nothing to serve yet; looked at once there is.
+            continue;
+        }
+        let mut fresh: Vec<Consumer> = Vec::new();
+        for consumer in installation.consumers.iter().filter(|c| c.running) {
+            let key = (installation.id.clone(), consumer.container_id.clone());
+            if seen.get(&key) != Some(&consumer.pid) && !consumer.endpoints.is_empty() {
+                fresh.push(consumer.clone());
+            }
+            running.insert(key, consumer.pid);
+        }
+        if !fresh.is_empty() {
+            new.push(Installation {
+                consumers: fresh,
+                ..installation.clone()
+            });
+        }
+    }
+    *seen = running;
+    new
+}
+
+async fn look(tools: &Tools, installation: &Installation) {
+    let deadline = Instant::now() + tools.config.verify_timeout;
+    let endpoints = endpoints_of(&installation.consumers);
+    let problem = loop {
+        let Some(fingerprint) = on_disk(tools, installation).await else {
+            return;
+        };
+        let expected = Expected {
+            fingerprint,
+            anchors: None,
+        };
+        let round = deadline.min(Instant::now() + ROUND);
+        match verify::endpoints(&endpoints, expected, round).await.1 {
+            Ok(()) => break None,
+            Err(error) if Instant::now() + Duration::from_millis(100) >= deadline => {
+                // A consumer that has ended by now is not at fault.
+                if still_running(tools, installation).await {
+                    break Some(error);
+                }
+                return;
+            }
+            Err(_) => {}
+        }
+    };
+    if problem.is_none() {
+        info!(installation = %installation.id, "a started consumer serves what is on disk");
+        settle(tools, installation).await;
+    }
+    let found = problem.as_ref().map(|error| described(installation, error));
+    for id in ["served-differs-from-file", "endpoint-unreachable"] {
+        let this = found.clone().filter(|found| found.id == id);
+        tools.discovery.note(id, &installation.id, this).await;
+    }
+}
+
+fn described(installation: &Installation, error: &VerifyError) -> Finding {
+    let id = match error {
+        VerifyError::Differs { .. } | VerifyError::Chain { .. } => "served-differs-from-file",
+        VerifyError::Probe { .. } => "endpoint-unreachable",
+    };
+    let message = crate::chain_of(error).to_string();
+    finding(id, &installation.id, &message, "warning")
+}
+
+async fn on_disk(tools: &Tools, installation: &Installation) -> Option<[u8; 32]> {
+    let (config, copy) = (tools.config.clone(), installation.clone());
+    let read = tokio::task::spawn_blocking(move || {
+        let text = Files::open(&config, &copy).and_then(|files| files.live());
+        let facts = crate::chain::facts(&text.ok()??).ok()?;
+        facts.fingerprint.try_into().ok()
+    });
+    read.await.ok().flatten()
+}
+
+async fn still_running(tools: &Tools, installation: &Installation) -> bool {
+    let now = tools.discovery.consumers(installation).await;
+    let Ok(now) = now else { return true };
+    installation.consumers.iter().any(|consumer| {
+        now.iter()
+            .any(|now| now.running && now.container_id == consumer.container_id)
+    })
+}
+
+/// What is current is proved now: the key before it goes.
+async fn settle(tools: &Tools, installation: &Installation) {
+    let (config, copy) = (tools.config.clone(), installation.clone());
+    let busy = tools.busy.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        // A batch that is under way may still need the generation before.
+        let Ok(_idle) = busy.try_lock() else { return };
+        if let Ok(files) = Files::open(&config, &copy)
+            && let Ok(Some(_)) = files.current()
+        {
+            let _ = files.settle(None);
+        }
+    });
+    let _ = work.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discover::assemble::{assemble, tests::web};
+    use reseal_proto::v1::CertificateFacts;
+
+    fn host(running: bool, pid: i32, certificate: bool) -> Host {
+        let mut container = web("web", "/srv/tls");
+        container.running = running;
+        container.pid = pid;
+        let mut host = assemble(vec![container]);
+        if certificate {
+            for installation in host.installations.values_mut() {
+                installation.certificate = Some(CertificateFacts::default());
+            }
+        }
+        host
+    }
+
+    #[test]
+    fn a_start_is_seen_once() {
+        let mut seen = BTreeMap::new();
+        assert_eq!(started(&host(false, 0, true), &mut seen).len(), 0);
+        assert_eq!(started(&host(true, 5, false), &mut seen).len(), 0);
+        assert_eq!(started(&host(true, 5, true), &mut seen).len(), 1);
+        assert_eq!(started(&host(true, 5, true), &mut seen).len(), 0);
+        assert_eq!(started(&host(true, 6, true), &mut seen).len(), 1);
+        assert_eq!(started(&host(false, 0, true), &mut seen).len(), 0);
+        assert_eq!(started(&host(true, 6, true), &mut seen).len(), 1);
+    }
+}

@@ -1,0 +1,11 @@
+//! The wire, spoken by hand: a real coordinator on loopback and agents that are
+//! nothing but a client, so that they can misbehave.
+//!
+//! What a real agent never does (forged proofs, foreign batches, silence in the
+//! wrong moment) is tried from here, and the fleet simulator measures from here.
+
+mod agent;
+mod coordinator;
+
+pub use agent::{Identity, Session, csr, facts_of, installation, inventory, now, open_token};
+pub use coordinator::{Coordinator, Operator, Settings};
