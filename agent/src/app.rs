@@ -60,10 +60,7 @@ pub fn random() -> f64 {
 pub fn harden() {
     channel::install_crypto();
     rustix::process::umask(Mode::from_raw_mode(0o077));
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
     let _ = rustix::process::setrlimit(Resource::Core, none);
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
@@ -71,10 +68,7 @@ pub fn harden() {
 /// `reseal-agent enrol`.
 pub async fn enrol(config: &Config, token: &str) -> anyhow::Result<()> {
     let store = IdentityStore::new(&config.state_dir);
-    let identity = store
-        .enrol(token, now())
-        .await
-        .context("this host is not enrolled")?;
+    let identity = store.enrol(token, now()).await.context("this host is not enrolled")?;
     println!(
         "enrolled as host {} of fleet {}; identity in {}",
         identity.host,
@@ -117,21 +111,13 @@ async fn ensure_enrolled(identities: &IdentityStore) -> anyhow::Result<()> {
 }
 
 /// Starts every task; the future ends when one of them does.
-pub fn start(
-    config: Arc<Config>,
-    identities: IdentityStore,
-) -> anyhow::Result<impl Future<Output = ()>> {
+pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<impl Future<Output = ()>> {
     let state_dir: &Path = &config.state_dir;
     let session = Arc::new(Session::open(state_dir)?);
     let outbox = Arc::new(Outbox::open(state_dir)?);
     let engine = Arc::new(Engine::new(&config.docker));
     let discovery = Discovery::start(config.clone(), engine);
-    let (link, ends) = Link::new(
-        identities.clone(),
-        session.clone(),
-        outbox.clone(),
-        discovery.clone(),
-    );
+    let (link, ends) = Link::new(identities.clone(), session.clone(), outbox.clone(), discovery.clone());
     let tools = Tools {
         config: config.clone(),
         discovery: discovery.clone(),

@@ -88,15 +88,9 @@ pub fn facts(text: &[u8]) -> Result<CertificateFacts, ChainError> {
 
 /// The facts of a chain, leaf first; at least one certificate.
 pub fn facts_of(chain: &[CertificateDer<'_>]) -> Result<CertificateFacts, ChainError> {
-    let (leaf, rest) = chain
-        .split_first()
-        .ok_or(ChainError::Pem(PemError::NoCertificate))?;
-    facts::of_chain(leaf, rest.iter().map(AsRef::as_ref)).map_err(|source| {
-        ChainError::Unreadable {
-            position: 0,
-            source,
-        }
-    })
+    let (leaf, rest) = chain.split_first().ok_or(ChainError::Pem(PemError::NoCertificate))?;
+    facts::of_chain(leaf, rest.iter().map(AsRef::as_ref))
+        .map_err(|source| ChainError::Unreadable { position: 0, source })
 }
 
 /// Checks a new chain (leaf first) against what was asked for.
@@ -112,16 +106,11 @@ pub fn validate(
         return Err(ChainError::Key);
     }
     if found.key_type != wanted.key_type.name() {
-        return Err(ChainError::KeyType {
-            found: found.key_type,
-            wanted: wanted.key_type.name(),
-        });
+        return Err(ChainError::KeyType { found: found.key_type, wanted: wanted.key_type.name() });
     }
     check_order(chain)?;
-    let leaf = EndEntityCert::try_from(&chain[0]).map_err(|source| ChainError::Path {
-        purpose: "anything",
-        source,
-    })?;
+    let leaf = EndEntityCert::try_from(&chain[0])
+        .map_err(|source| ChainError::Path { purpose: "anything", source })?;
     for name in &wanted.names {
         // A wildcard is covered by itself only; webpki matches concrete names.
         let covered = match ServerName::try_from(name.as_str()) {
@@ -177,24 +166,11 @@ fn check_path(
         Purpose::Server => ("a server", KeyUsage::server_auth()),
         Purpose::Client => ("a client", KeyUsage::client_auth()),
     };
-    let failed = |source| ChainError::Path {
-        purpose: words,
-        source,
-    };
-    let (leaf, intermediates) = chain
-        .split_first()
-        .ok_or(ChainError::Pem(PemError::NoCertificate))?;
+    let failed = |source| ChainError::Path { purpose: words, source };
+    let (leaf, intermediates) = chain.split_first().ok_or(ChainError::Pem(PemError::NoCertificate))?;
     EndEntityCert::try_from(leaf)
         .map_err(failed)?
-        .verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &roots,
-            intermediates,
-            now,
-            usage,
-            None,
-            None,
-        )
+        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &roots, intermediates, now, usage, None, None)
         .map(|_| ())
         .map_err(failed)
 }
@@ -204,8 +180,7 @@ fn check_path(
 fn check_order(chain: &[CertificateDer<'_>]) -> Result<(), ChainError> {
     for position in 1..chain.len() {
         let read = |position: usize| {
-            facts::parse(&chain[position])
-                .map_err(|source| ChainError::Unreadable { position, source })
+            facts::parse(&chain[position]).map_err(|source| ChainError::Unreadable { position, source })
         };
         let (subject, issuer) = (read(position - 1)?, read(position)?);
         let signs = subject.issuer() == issuer.subject()

@@ -58,11 +58,7 @@ impl Authority {
     }
 
     /// Leaf first.
-    pub(crate) fn issue(
-        &self,
-        key: &impl rcgen::PublicKeyData,
-        leaf: &Leaf,
-    ) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn issue(&self, key: &impl rcgen::PublicKeyData, leaf: &Leaf) -> Vec<CertificateDer<'static>> {
         let mut params = CertificateParams::new(leaf.names.clone()).unwrap();
         params.extended_key_usages.clone_from(&leaf.usages);
         let day = |n: u16| rcgen::date_time_ymd(2020, 1, 1) + Duration::from_secs(u64::from(n) * 86_400);
@@ -97,10 +93,7 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        Self {
-            authority: Authority::new("a"),
-            key: PrivateKey::generate(KeyType::EcdsaP256).unwrap(),
-        }
+        Self { authority: Authority::new("a"), key: PrivateKey::generate(KeyType::EcdsaP256).unwrap() }
     }
 
     fn check(&self, chain: &[CertificateDer<'_>], wanted: &Wanted) -> Result<(), &'static str> {
@@ -133,23 +126,14 @@ fn each_mistake_is_found_and_named() {
     let names = wanted(&["a.test", "b.test"]);
     assert_eq!(case.check(&issue(&good), &names), Err("name-mismatch"));
 
-    let kind = Wanted {
-        key_type: KeyType::EcdsaP384,
-        ..want.clone()
-    };
+    let kind = Wanted { key_type: KeyType::EcdsaP384, ..want.clone() };
     assert_eq!(case.check(&issue(&good), &kind), Err("key-type-mismatch"));
 
-    let client = Wanted {
-        usage: Usage::Both,
-        ..want.clone()
-    };
+    let client = Wanted { usage: Usage::Both, ..want.clone() };
     assert_eq!(case.check(&issue(&good), &client), Err("chain-invalid"));
 
     for valid in [(0, 100), (30_000, 36_500)] {
-        let dated = Leaf {
-            valid,
-            ..good.clone()
-        };
+        let dated = Leaf { valid, ..good.clone() };
         assert_eq!(case.check(&issue(&dated), &want), Err("chain-invalid"));
     }
 
@@ -177,9 +161,7 @@ fn without_an_anchor_nothing_is_good() {
 #[test]
 fn a_served_chain_is_judged_for_its_name() {
     let case = Case::new();
-    let chain = case
-        .authority
-        .issue(&case.key, &Leaf::server(&["a.test", "10.0.0.5"]));
+    let chain = case.authority.issue(&case.key, &Leaf::server(&["a.test", "10.0.0.5"]));
     let anchors = [case.authority.root.clone()];
     let judge = |name: &str| {
         let name = ServerName::try_from(name).unwrap();

@@ -100,9 +100,7 @@ impl Config {
             }
             None => (PathBuf::from("(defaults)"), Raw::default()),
         };
-        raw.validate(path, state_dir, &|name| {
-            std::env::var(name).ok().filter(|value| !value.is_empty())
-        })
+        raw.validate(path, state_dir, &|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
     /// The path at which the agent sees a path of the host.
@@ -113,10 +111,8 @@ impl Config {
 }
 
 fn read(path: &Path) -> Result<Raw, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     parse(path, &text)
 }
 
@@ -135,17 +131,10 @@ impl Raw {
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Config, ConfigError> {
         let mut mistakes = Vec::new();
-        let docker = self
-            .docker
-            .or_else(|| environment("DOCKER_HOST"))
-            .unwrap_or_else(|| DEFAULT_DOCKER.to_owned());
-        if !["unix://", "tcp://", "http://"]
-            .iter()
-            .any(|scheme| docker.starts_with(scheme))
-        {
-            mistakes.push(format!(
-                "docker {docker:?} must begin with unix://, tcp:// or http://"
-            ));
+        let docker =
+            self.docker.or_else(|| environment("DOCKER_HOST")).unwrap_or_else(|| DEFAULT_DOCKER.to_owned());
+        if !["unix://", "tcp://", "http://"].iter().any(|scheme| docker.starts_with(scheme)) {
+            mistakes.push(format!("docker {docker:?} must begin with unix://, tcp:// or http://"));
         }
         let host_root = self.host_root.unwrap_or_else(|| "/".into());
         if !host_root.is_absolute() {
@@ -153,15 +142,11 @@ impl Raw {
         }
         let scan_interval = self.scan_interval_seconds.unwrap_or(300);
         if !(5..=86_400).contains(&scan_interval) {
-            mistakes.push(format!(
-                "scan_interval_seconds {scan_interval} must be 5 to 86400"
-            ));
+            mistakes.push(format!("scan_interval_seconds {scan_interval} must be 5 to 86400"));
         }
         let verify_timeout = self.verify_timeout_seconds.unwrap_or(30);
         if !(1..=600).contains(&verify_timeout) {
-            mistakes.push(format!(
-                "verify_timeout_seconds {verify_timeout} must be 1 to 600"
-            ));
+            mistakes.push(format!("verify_timeout_seconds {verify_timeout} must be 1 to 600"));
         }
         let metrics_listen = match self.metrics_listen.as_deref() {
             None | Some("") => None,
@@ -180,9 +165,7 @@ impl Raw {
         };
         let sample_ratio = self.telemetry.sample_ratio.unwrap_or(1.0);
         if !(0.0..=1.0).contains(&sample_ratio) {
-            mistakes.push(format!(
-                "telemetry.sample_ratio {sample_ratio} must be 0.0 to 1.0"
-            ));
+            mistakes.push(format!("telemetry.sample_ratio {sample_ratio} must be 0.0 to 1.0"));
         }
         if !mistakes.is_empty() {
             return Err(ConfigError::Values { path, mistakes });
@@ -252,25 +235,16 @@ mod tests {
             _ => None,
         };
         let from = |text: &str| {
-            parse(Path::new("t"), text)
-                .unwrap()
-                .validate("t".into(), None, &environment)
-                .unwrap()
+            parse(Path::new("t"), text).unwrap().validate("t".into(), None, &environment).unwrap()
         };
         assert_eq!(from("").docker, "unix:///run/d.sock");
-        assert_eq!(
-            from("").telemetry.otlp_endpoint.as_deref(),
-            Some("http://c:4317")
-        );
+        assert_eq!(from("").telemetry.otlp_endpoint.as_deref(), Some("http://c:4317"));
         assert_eq!(from("docker = 'tcp://a:1'").docker, "tcp://a:1");
     }
 
     #[test]
     fn the_host_root_goes_in_front() {
         let config = config("host_root = '/host'").unwrap();
-        assert_eq!(
-            config.on_host(Path::new("/srv/tls")),
-            Path::new("/host/srv/tls")
-        );
+        assert_eq!(config.on_host(Path::new("/srv/tls")), Path::new("/host/srv/tls"));
     }
 }

@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, fchmod, fchown, fstat, fsync,
-    linkat, mkdirat, openat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, fchmod, fchown, fstat, fsync, linkat,
+    mkdirat, openat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
@@ -36,9 +36,7 @@ pub enum DirError {
     #[error("{0} leads out of its mount through a symbolic link; nothing is followed there")]
     Escapes(String),
     /// Everybody may write there.
-    #[error(
-        "directory {0} is writable by everybody, who could swap the key; chmod o-w it"
-    )]
+    #[error("directory {0} is writable by everybody, who could swap the key; chmod o-w it")]
     WorldWritable(String),
     /// The mount's source is a file.
     #[error(
@@ -106,11 +104,7 @@ impl DirError {
             Errno::NOSPC | Errno::DQUOT => Self::NoSpace { operation, path },
             Errno::ROFS => Self::ReadOnly { operation, path },
             Errno::XDEV | Errno::LOOP => Self::Escapes(path),
-            _ => Self::Io {
-                operation,
-                path,
-                source: errno.into(),
-            },
+            _ => Self::Io { operation, path, source: errno.into() },
         }
     }
 }
@@ -150,20 +144,18 @@ impl Dir {
     pub fn open(config: &Config, place: &Place) -> Result<Self, DirError> {
         let directory = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
         let shown = place.mount.clone();
-        let root = rustix::fs::open(&config.host_root, directory, Mode::empty()).map_err(|errno| {
-            DirError::from_errno("open", config.host_root.display().to_string(), errno)
-        })?;
+        let root = rustix::fs::open(&config.host_root, directory, Mode::empty())
+            .map_err(|errno| DirError::from_errno("open", config.host_root.display().to_string(), errno))?;
         // Links on the host itself are the administrator's and are followed,
         // but always within the host's files.
         let source = place.mount.trim_start_matches('/');
         let source = if source.is_empty() { "." } else { source };
-        let mount = resolve(&root, source, directory, ResolveFlags::IN_ROOT).map_err(|errno| {
-            match errno {
+        let mount =
+            resolve(&root, source, directory, ResolveFlags::IN_ROOT).map_err(|errno| match errno {
                 Errno::NOENT => DirError::Missing(shown.clone()),
                 Errno::NOTDIR => DirError::SingleFile(shown.clone()),
                 errno => DirError::from_errno("open", shown.clone(), errno),
-            }
-        })?;
+            })?;
         let mut dir = Self {
             fd: mount.try_clone().map_err(|source| DirError::Io {
                 operation: "open",
@@ -183,12 +175,13 @@ impl Dir {
             dir.below.push_str(part);
             dir.path = format!("{}/{part}", dir.path.trim_end_matches('/'));
             // From the mount's root each time: a link may lead sideways.
-            dir.fd = resolve(&dir.mount, &dir.below, directory, ResolveFlags::BENEATH).map_err(
-                |errno| match errno {
-                    Errno::NOENT | Errno::NOTDIR => DirError::Missing(dir.path.clone()),
-                    errno => DirError::from_errno("open", dir.path.clone(), errno),
-                },
-            )?;
+            dir.fd =
+                resolve(&dir.mount, &dir.below, directory, ResolveFlags::BENEATH).map_err(
+                    |errno| match errno {
+                        Errno::NOENT | Errno::NOTDIR => DirError::Missing(dir.path.clone()),
+                        errno => DirError::from_errno("open", dir.path.clone(), errno),
+                    },
+                )?;
             dir.refuse_world_writable()?;
         }
         Ok(dir)
@@ -201,14 +194,11 @@ impl Dir {
         match resolve(&self.fd, name, flags, beneath) {
             Ok(fd) => Ok(Some(Self {
                 fd,
-                mount: self
-                    .mount
-                    .try_clone()
-                    .map_err(|source| DirError::Io {
-                        operation: "open",
-                        path: self.path_of(name),
-                        source,
-                    })?,
+                mount: self.mount.try_clone().map_err(|source| DirError::Io {
+                    operation: "open",
+                    path: self.path_of(name),
+                    source,
+                })?,
                 below: self.below_of(name),
                 path: self.path_of(name),
             })),
@@ -224,9 +214,7 @@ impl Dir {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(self.error("create directory", name, errno)),
         }
-        let sub = self
-            .sub(name)?
-            .ok_or_else(|| DirError::Missing(self.path_of(name)))?;
+        let sub = self.sub(name)?.ok_or_else(|| DirError::Missing(self.path_of(name)))?;
         // The umask of the agent is strict; containers must be able to pass.
         fchmod(&sub.fd, Mode::from_raw_mode(DIRECTORY_MODE))
             .map_err(|errno| self.error("set the mode of", name, errno))?;
@@ -253,25 +241,15 @@ impl Dir {
             .read_to_end(&mut bytes)
             .map_err(|source| self.io("read", name, source))?;
         if bytes.len() > limit {
-            return Err(DirError::TooLarge {
-                path: self.path_of(name),
-                limit,
-            });
+            return Err(DirError::TooLarge { path: self.path_of(name), limit });
         }
-        Ok(Some(Content {
-            bytes,
-            access: access(&stat),
-        }))
+        Ok(Some(Content { bytes, access: access(&stat) }))
     }
 
     /// Writes a new file, whole and flushed; one of that name must not exist.
     /// On an error nothing is left behind.
     pub fn create(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), DirError> {
-        let flags = OFlags::WRONLY
-            | OFlags::CREATE
-            | OFlags::EXCL
-            | OFlags::NOFOLLOW
-            | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))
             .map_err(|errno| self.error("write", name, errno))?;
         let written = self.fill(name, fd, bytes, access);
@@ -283,15 +261,10 @@ impl Dir {
 
     fn fill(&self, name: &str, fd: OwnedFd, bytes: &[u8], access: Access) -> Result<(), DirError> {
         let mut file = File::from(fd);
-        file.write_all(bytes)
-            .map_err(|source| self.io("write", name, source))?;
+        file.write_all(bytes).map_err(|source| self.io("write", name, source))?;
         // Owner first: changing it takes mode bits away.
-        fchown(
-            &file,
-            Some(Uid::from_raw(access.uid)),
-            Some(Gid::from_raw(access.gid)),
-        )
-        .map_err(|errno| self.error("set the owner of", name, errno))?;
+        fchown(&file, Some(Uid::from_raw(access.uid)), Some(Gid::from_raw(access.gid)))
+            .map_err(|errno| self.error("set the owner of", name, errno))?;
         fchmod(&file, Mode::from_raw_mode(access.mode & 0o777))
             .map_err(|errno| self.error("set the mode of", name, errno))?;
         fsync(&file).map_err(|errno| self.error("flush", name, errno))
@@ -309,8 +282,7 @@ impl Dir {
     pub fn replace_link(&self, name: &str, target: &str) -> Result<(), DirError> {
         let temporary = temporary(name);
         self.remove(&temporary)?;
-        symlinkat(target, &self.fd, &temporary)
-            .map_err(|errno| self.error("link", name, errno))?;
+        symlinkat(target, &self.fd, &temporary).map_err(|errno| self.error("link", name, errno))?;
         self.rename(&temporary, name)
     }
 
@@ -350,10 +322,7 @@ impl Dir {
     /// What `name` itself is, without following a link; `None` when there is nothing.
     pub fn kind(&self, name: &str) -> Result<Option<(FileType, Identity)>, DirError> {
         match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some((
-                FileType::from_raw_mode(stat.st_mode),
-                Identity(stat.st_dev, stat.st_ino),
-            ))),
+            Ok(stat) => Ok(Some((FileType::from_raw_mode(stat.st_mode), Identity(stat.st_dev, stat.st_ino)))),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(self.error("look at", name, errno)),
         }
@@ -389,13 +358,8 @@ impl Dir {
 
     /// The names in it, sorted; at most 10,000.
     pub fn names(&self) -> Result<Vec<String>, DirError> {
-        let fd = openat(
-            &self.fd,
-            ".",
-            OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| self.error("list", ".", errno))?;
+        let fd = openat(&self.fd, ".", OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| self.error("list", ".", errno))?;
         let mut buffer = Vec::with_capacity(4096);
         let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
         let mut names = Vec::new();
@@ -417,19 +381,11 @@ impl Dir {
 
     /// A file of this directory, as a path on the host.
     pub fn path_of(&self, name: &str) -> String {
-        if name == "." {
-            self.path.clone()
-        } else {
-            format!("{}/{name}", self.path.trim_end_matches('/'))
-        }
+        if name == "." { self.path.clone() } else { format!("{}/{name}", self.path.trim_end_matches('/')) }
     }
 
     fn below_of(&self, name: &str) -> String {
-        if self.below.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}/{name}", self.below)
-        }
+        if self.below.is_empty() { name.to_owned() } else { format!("{}/{name}", self.below) }
     }
 
     fn refuse_world_writable(&self) -> Result<(), DirError> {
@@ -446,11 +402,7 @@ impl Dir {
     fn io(&self, operation: &'static str, name: &str, source: std::io::Error) -> DirError {
         match source.raw_os_error() {
             Some(raw) => self.error(operation, name, Errno::from_raw_os_error(raw)),
-            None => DirError::Io {
-                operation,
-                path: self.path_of(name),
-                source,
-            },
+            None => DirError::Io { operation, path: self.path_of(name), source },
         }
     }
 }
@@ -460,11 +412,7 @@ impl Dir {
 pub struct Identity(u64, u64);
 
 fn access(stat: &Stat) -> Access {
-    Access {
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        mode: stat.st_mode & 0o777,
-    }
+    Access { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o777 }
 }
 
 fn temporary(name: &str) -> String {

@@ -15,11 +15,7 @@ fn config() -> Config {
 }
 
 fn own() -> Access {
-    Access {
-        uid: rustix::process::getuid().as_raw(),
-        gid: rustix::process::getgid().as_raw(),
-        mode: 0o640,
-    }
+    Access { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw(), mode: 0o640 }
 }
 
 #[test]
@@ -63,10 +59,7 @@ fn links_within_the_mount_are_followed() {
     std::fs::write(mount.path().join("archive/1.crt"), "c").unwrap();
     symlink("../archive/1.crt", mount.path().join("live/site.crt")).unwrap();
     let dir = Dir::open(&config(), &place(mount.path(), "live")).unwrap();
-    assert_eq!(
-        dir.read("site.crt", 10).unwrap().unwrap().bytes.as_slice(),
-        b"c"
-    );
+    assert_eq!(dir.read("site.crt", 10).unwrap().unwrap().bytes.as_slice(), b"c");
 }
 
 #[test]
@@ -75,16 +68,9 @@ fn what_cannot_be_used_is_named() {
     let code = |place: &Place| Dir::open(&config(), place).unwrap_err().code();
     assert_eq!(code(&place(mount.path(), "gone")), "missing-directory");
     std::fs::write(mount.path().join("file"), "x").unwrap();
-    assert_eq!(
-        code(&place(&mount.path().join("file"), "")),
-        "bind-mounted-file"
-    );
+    assert_eq!(code(&place(&mount.path().join("file"), "")), "bind-mounted-file");
     std::fs::create_dir(mount.path().join("open")).unwrap();
-    std::fs::set_permissions(
-        mount.path().join("open"),
-        std::fs::Permissions::from_mode(0o777),
-    )
-    .unwrap();
+    std::fs::set_permissions(mount.path().join("open"), std::fs::Permissions::from_mode(0o777)).unwrap();
     assert_eq!(code(&place(mount.path(), "open")), "world-writable");
     let dir = Dir::open(&config(), &place(mount.path(), "")).unwrap();
     assert_eq!(dir.read("open", 10).err().unwrap().code(), "not-a-file");

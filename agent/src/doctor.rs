@@ -39,9 +39,9 @@ pub async fn run(config: &Config, json: bool) -> (String, bool) {
     let text = if json {
         let list: Vec<_> = checks
             .iter()
-            .map(|check| {
-                json!({"check": check.name, "result": word(check.verdict), "message": check.message})
-            })
+            .map(
+                |check| json!({"check": check.name, "result": word(check.verdict), "message": check.message}),
+            )
             .collect();
         format!("{:#}\n", json!({"good": good, "checks": list}))
     } else {
@@ -62,11 +62,7 @@ fn word(verdict: Verdict) -> &'static str {
 }
 
 fn check(name: &'static str, verdict: Verdict, message: impl Into<String>) -> Check {
-    Check {
-        name,
-        verdict,
-        message: message.into(),
-    }
+    Check { name, verdict, message: message.into() }
 }
 
 fn user() -> Check {
@@ -84,17 +80,13 @@ fn user() -> Check {
 fn state_dir(config: &Config) -> Check {
     let path = &config.state_dir;
     match std::fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => check(
-            "state",
-            Verdict::Warning,
-            format!("{} does not exist yet; enrol makes it", path.display()),
-        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            check("state", Verdict::Warning, format!("{} does not exist yet; enrol makes it", path.display()))
+        }
         Err(error) => check("state", Verdict::Bad, format!("{}: {error}", path.display())),
-        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => check(
-            "state",
-            Verdict::Bad,
-            format!("{} is open to others: chmod 0700 it", path.display()),
-        ),
+        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
+            check("state", Verdict::Bad, format!("{} is open to others: chmod 0700 it", path.display()))
+        }
         Ok(_) => check("state", Verdict::Good, path.display().to_string()),
     }
 }
@@ -177,7 +169,10 @@ async fn coordinator(config: &Config) -> Check {
                 .map_err(|error| crate::chain_of(&error).to_string())
         });
         let connected = match tls {
-            Ok(tls) => channel::connect(address, tls).await.map(drop).map_err(|error| crate::chain_of(&error).to_string()),
+            Ok(tls) => channel::connect(address, tls)
+                .await
+                .map(drop)
+                .map_err(|error| crate::chain_of(&error).to_string()),
             Err(error) => Err(error),
         };
         match connected {

@@ -11,17 +11,9 @@ use crate::journal::Batch;
 use crate::key::KeyError;
 
 /// Makes the signed result of a finished batch; its inventory is added when it is sent.
-pub fn sign(
-    batch: &Batch,
-    finished_at: i64,
-    identity: &Identity,
-) -> Result<BatchResult, KeyError> {
+pub fn sign(batch: &Batch, finished_at: i64, identity: &Identity) -> Result<BatchResult, KeyError> {
     let order = batch.order.clone().unwrap_or_default();
-    let targets: Vec<TargetProof> = batch
-        .entries
-        .iter()
-        .filter_map(|entry| entry.proof.clone())
-        .collect();
+    let targets: Vec<TargetProof> = batch.entries.iter().filter_map(|entry| entry.proof.clone()).collect();
     let payload = EvidencePayload {
         format: 1,
         fleet: identity.fleet.clone(),

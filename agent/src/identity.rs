@@ -174,19 +174,15 @@ impl Identity {
 
     fn read(stored: &Stored) -> Result<Self, IdentityError> {
         let ca = pem::read_certificates(stored.ca.as_bytes()).map_err(IdentityError::Pem)?;
-        let chain =
-            pem::read_certificates(stored.certificate.as_bytes()).map_err(IdentityError::Pem)?;
+        let chain = pem::read_certificates(stored.certificate.as_bytes()).map_err(IdentityError::Pem)?;
         let pkcs8 = pem::read_key(stored.key.as_bytes()).map_err(IdentityError::Pem)?;
-        let key =
-            PrivateKey::from_pkcs8(KeyType::EcdsaP256, &pkcs8).map_err(IdentityError::Key)?;
+        let key = PrivateKey::from_pkcs8(KeyType::EcdsaP256, &pkcs8).map_err(IdentityError::Key)?;
         let leaf = facts::parse(&chain[0]).map_err(|_| IdentityError::Reply("unreadable leaf"))?;
         if sha256(leaf.public_key().raw) != key.spki_sha256() {
             return Err(IdentityError::Reply("the certificate is for another key"));
         }
-        let (not_before, not_after) = (
-            leaf.validity().not_before.timestamp(),
-            leaf.validity().not_after.timestamp(),
-        );
+        let (not_before, not_after) =
+            (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
         Ok(Self {
             fleet: stored.fleet.clone(),
             host: stored.host.clone(),
@@ -209,9 +205,7 @@ pub struct IdentityStore {
 impl IdentityStore {
     /// In this state directory.
     pub fn new(state_dir: &Path) -> Self {
-        Self {
-            state_dir: state_dir.to_owned(),
-        }
+        Self { state_dir: state_dir.to_owned() }
     }
 
     /// One of the two; `None` when it is not there.
@@ -221,18 +215,14 @@ impl IdentityStore {
             return Ok(None);
         };
         let bytes = Zeroizing::new(bytes);
-        let stored: Stored = serde_json::from_slice(&bytes)
-            .map_err(|_| IdentityError::Damaged { path: path.clone() })?;
-        Identity::read(&stored)
-            .map(Some)
-            .map_err(|_| IdentityError::Damaged { path })
+        let stored: Stored =
+            serde_json::from_slice(&bytes).map_err(|_| IdentityError::Damaged { path: path.clone() })?;
+        Identity::read(&stored).map(Some).map_err(|_| IdentityError::Damaged { path })
     }
 
     /// The one to use; `now` in seconds since the Unix epoch.
     pub fn usable(&self, now: i64) -> Result<Identity, IdentityError> {
-        let current = self
-            .load(Slot::Current)?
-            .ok_or(IdentityError::NotEnrolled)?;
+        let current = self.load(Slot::Current)?.ok_or(IdentityError::NotEnrolled)?;
         if current.not_after <= now {
             return Err(IdentityError::Expired { host: current.host });
         }
@@ -260,9 +250,7 @@ impl IdentityStore {
     }
 
     fn save_json(&self, name: &str, value: &impl Serialize) -> Result<(), IdentityError> {
-        let bytes = Zeroizing::new(
-            serde_json::to_vec_pretty(value).expect("strings are always valid JSON"),
-        );
+        let bytes = Zeroizing::new(serde_json::to_vec_pretty(value).expect("strings are always valid JSON"));
         state::write(&self.state_dir, name, &bytes).map_err(IdentityError::State)
     }
 
@@ -284,16 +272,12 @@ impl IdentityStore {
         let request = EnrolRequest {
             token_id: token.id.clone(),
             secret: token.secret.clone(),
-            csr: key
-                .request(&[], Usage::Unspecified)
-                .map_err(IdentityError::Key)?,
+            csr: key.request(&[], Usage::Unspecified).map_err(IdentityError::Key)?,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let reply = ask(&token, request).await?;
         let pin = token.ca_pin.clone();
-        let identity = accept(reply, key, token.coordinators.clone(), |ca| {
-            sha256(ca).as_slice() == pin
-        })?;
+        let identity = accept(reply, key, token.coordinators.clone(), |ca| sha256(ca).as_slice() == pin)?;
         if identity.fleet != token.fleet || identity.host != token.host {
             return Err(IdentityError::Reply("it names another host than the token"));
         }
@@ -311,18 +295,14 @@ impl IdentityStore {
             let bytes = Zeroizing::new(bytes);
             let stored: Option<Enrolling> = serde_json::from_slice(&bytes).ok();
             if let Some(stored) = stored.filter(|stored| stored.token_id == token_id) {
-                let pkcs8 =
-                    pem::read_key(stored.key.as_bytes()).map_err(IdentityError::Pem)?;
-                return PrivateKey::from_pkcs8(KeyType::EcdsaP256, &pkcs8)
-                    .map_err(IdentityError::Key);
+                let pkcs8 = pem::read_key(stored.key.as_bytes()).map_err(IdentityError::Pem)?;
+                return PrivateKey::from_pkcs8(KeyType::EcdsaP256, &pkcs8).map_err(IdentityError::Key);
             }
         }
         let key = PrivateKey::generate(KeyType::EcdsaP256).map_err(IdentityError::Key)?;
         let pkcs8 = key.to_pkcs8().map_err(IdentityError::Key)?;
-        let enrolling = Enrolling {
-            token_id: token_id.to_owned(),
-            key: pem::private_key(&pkcs8).to_string(),
-        };
+        let enrolling =
+            Enrolling { token_id: token_id.to_owned(), key: pem::private_key(&pkcs8).to_string() };
         self.save_json(ENROLLING, &enrolling)?;
         Ok(key)
     }
@@ -334,9 +314,7 @@ impl IdentityStore {
         current: &Identity,
     ) -> Result<(), IdentityError> {
         let key = PrivateKey::generate(KeyType::EcdsaP256).map_err(IdentityError::Key)?;
-        let csr = key
-            .request(&[], Usage::Unspecified)
-            .map_err(IdentityError::Key)?;
+        let csr = key.request(&[], Usage::Unspecified).map_err(IdentityError::Key)?;
         let mut request = traced(RenewRequest { csr });
         request.set_timeout(TIMEOUT);
         let reply = EnrolmentClient::new(channel)
@@ -344,9 +322,7 @@ impl IdentityStore {
             .await
             .map_err(|status| IdentityError::Refused(Box::new(status)))?
             .into_inner();
-        let identity = accept(reply, key, current.coordinators.clone(), |ca| {
-            ca == current.ca.as_ref()
-        })?;
+        let identity = accept(reply, key, current.coordinators.clone(), |ca| ca == current.ca.as_ref())?;
         if identity.fleet != current.fleet || identity.host != current.host {
             return Err(IdentityError::Reply("it names another host"));
         }
@@ -377,10 +353,7 @@ async fn ask(token: &JoinToken, request: EnrolRequest) -> Result<IdentityReply, 
         let channel = match connected {
             Ok(channel) => channel,
             Err(source) => {
-                last = IdentityError::Connect {
-                    address: address.clone(),
-                    source,
-                };
+                last = IdentityError::Connect { address: address.clone(), source };
                 continue;
             }
         };
@@ -404,21 +377,15 @@ fn accept(
     coordinators: Vec<String>,
     is_ca: impl FnOnce(&[u8]) -> bool,
 ) -> Result<Identity, IdentityError> {
-    let mut chain: Vec<CertificateDer<'static>> =
-        reply.chain.into_iter().map(CertificateDer::from).collect();
+    let mut chain: Vec<CertificateDer<'static>> = reply.chain.into_iter().map(CertificateDer::from).collect();
     let ca = chain.pop().ok_or(IdentityError::Reply("it is empty"))?;
     if !is_ca(&ca) {
         return Err(IdentityError::Reply("it ends in another CA"));
     }
-    let leaf = chain
-        .first()
-        .ok_or(IdentityError::Reply("it has no certificate"))?;
+    let leaf = chain.first().ok_or(IdentityError::Reply("it has no certificate"))?;
     let named = Spiffe::of_certificate(leaf)
         .map_err(|_| IdentityError::Reply("the certificate names no identity"))?;
-    let expected = Spiffe {
-        fleet: reply.fleet.clone(),
-        role: Role::Host(reply.host.clone()),
-    };
+    let expected = Spiffe { fleet: reply.fleet.clone(), role: Role::Host(reply.host.clone()) };
     if named != expected {
         return Err(IdentityError::Reply("the certificate names somebody else"));
     }
@@ -426,25 +393,14 @@ fn accept(
     if sha256(parsed.public_key().raw) != key.spki_sha256() {
         return Err(IdentityError::Reply("the certificate is for another key"));
     }
-    let issuer = facts::parse(chain.get(1).unwrap_or(&ca))
-        .map_err(|_| IdentityError::Reply("unreadable CA"))?;
+    let issuer =
+        facts::parse(chain.get(1).unwrap_or(&ca)).map_err(|_| IdentityError::Reply("unreadable CA"))?;
     if parsed.verify_signature(Some(issuer.public_key())).is_err() {
         return Err(IdentityError::Reply("the CA did not sign the certificate"));
     }
-    let (not_before, not_after) = (
-        parsed.validity().not_before.timestamp(),
-        parsed.validity().not_after.timestamp(),
-    );
-    Ok(Identity {
-        fleet: reply.fleet,
-        host: reply.host,
-        coordinators,
-        ca,
-        not_before,
-        not_after,
-        chain,
-        key,
-    })
+    let (not_before, not_after) =
+        (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+    Ok(Identity { fleet: reply.fleet, host: reply.host, coordinators, ca, not_before, not_after, chain, key })
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 use super::*;
-use rcgen::{
-    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 
 struct Control {
     ca: CertificateDer<'static>,
@@ -15,10 +13,7 @@ impl Control {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let ca = params.self_signed(&key).unwrap().der().clone();
-        Self {
-            ca,
-            issuer: Issuer::new(params, key),
-        }
+        Self { ca, issuer: Issuer::new(params, key) }
     }
 
     fn reply(&self, key: &PrivateKey, uri: &str) -> IdentityReply {
@@ -57,14 +52,9 @@ fn only_an_answer_for_us_is_taken() {
     // The right CA at the end of a chain that it did not sign.
     let mut mixed = other_ca.clone();
     mixed.chain[1] = control.ca.to_vec();
-    let empty = IdentityReply {
-        chain: Vec::new(),
-        ..good.clone()
-    };
-    let torn = IdentityReply {
-        chain: vec![good.chain[0][..50].to_vec(), control.ca.to_vec()],
-        ..good.clone()
-    };
+    let empty = IdentityReply { chain: Vec::new(), ..good.clone() };
+    let torn =
+        IdentityReply { chain: vec![good.chain[0][..50].to_vec(), control.ca.to_vec()], ..good.clone() };
     for bad in [other_key, other_host, operator, other_ca, mixed, empty, torn] {
         assert!(matches!(take(bad), Err(IdentityError::Reply(_))));
     }
@@ -79,13 +69,9 @@ fn comes_back_from_disk_and_is_for_the_owner_only() {
     let control = Control::new();
     let mine = key();
     let coordinators = vec!["10.0.0.1:7443".to_owned()];
-    let identity = accept(
-        control.reply(&mine, "spiffe://f/host/h1"),
-        again(&mine),
-        coordinators.clone(),
-        |_| true,
-    )
-    .unwrap();
+    let identity =
+        accept(control.reply(&mine, "spiffe://f/host/h1"), again(&mine), coordinators.clone(), |_| true)
+            .unwrap();
     store.save(Slot::Current, &identity).unwrap();
     let loaded = store.load(Slot::Current).unwrap().unwrap();
     assert_eq!(loaded.coordinators, coordinators);
@@ -100,10 +86,7 @@ fn comes_back_from_disk_and_is_for_the_owner_only() {
     assert!(store.load(Slot::Current).unwrap().is_some());
 
     std::fs::write(dir.path().join(CURRENT), "{}").unwrap();
-    assert!(matches!(
-        store.load(Slot::Current),
-        Err(IdentityError::Damaged { .. })
-    ));
+    assert!(matches!(store.load(Slot::Current), Err(IdentityError::Damaged { .. })));
 }
 
 #[test]

@@ -64,11 +64,7 @@ impl Report {
         findings.truncate(MAX_FINDINGS);
         findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
         let digest = digest(&installations, &findings);
-        Self {
-            digest,
-            installations,
-            findings,
-        }
+        Self { digest, installations, findings }
     }
 
     /// What changed since `base`; everything when there is none.
@@ -88,12 +84,8 @@ impl Report {
             .filter(|(id, installation)| base.installations.get(*id) != Some(installation))
             .map(|(_, installation)| installation.clone())
             .collect();
-        let removed = base
-            .installations
-            .keys()
-            .filter(|id| !self.installations.contains_key(*id))
-            .cloned()
-            .collect();
+        let removed =
+            base.installations.keys().filter(|id| !self.installations.contains_key(*id)).cloned().collect();
         InventoryDelta {
             base_digest: base.digest.clone(),
             digest: self.digest.clone(),
@@ -126,25 +118,18 @@ pub fn message(installation: &Installation) -> v1::Installation {
         .consumers
         .iter()
         .flat_map(|consumer| &consumer.endpoints)
-        .map(|endpoint| v1::Endpoint {
-            address: endpoint.address.clone(),
-            sni: endpoint.sni.clone(),
-        })
+        .map(|endpoint| v1::Endpoint { address: endpoint.address.clone(), sni: endpoint.sni.clone() })
         .collect();
     endpoints.sort_by(|a, b| (&a.address, &a.sni).cmp(&(&b.address, &b.sni)));
     endpoints.dedup();
     endpoints.truncate(MOST_ENDPOINTS);
-    let consumers = installation
-        .consumers
-        .iter()
-        .take(MOST_CONSUMERS)
-        .map(|consumer| v1::Consumer {
-            container: consumer.container.clone(),
-            container_id: consumer.container_id.clone(),
-            image: consumer.image.clone(),
-            running: consumer.running,
-            reload: consumer.reload.to_string(),
-        });
+    let consumers = installation.consumers.iter().take(MOST_CONSUMERS).map(|consumer| v1::Consumer {
+        container: consumer.container.clone(),
+        container_id: consumer.container_id.clone(),
+        image: consumer.image.clone(),
+        running: consumer.running,
+        reload: consumer.reload.to_string(),
+    });
     v1::Installation {
         id: installation.id.clone(),
         label: installation.label.clone(),
@@ -227,10 +212,7 @@ mod tests {
         }
         let report = Report::of(&host);
         assert_eq!(report.findings.len(), MAX_FINDINGS);
-        assert_eq!(
-            report.findings.iter().filter(|f| f.id == "too-many").count(),
-            2
-        );
+        assert_eq!(report.findings.iter().filter(|f| f.id == "too-many").count(), 2);
         assert!(report.delta(None).encoded_len() < 1024 * 1024);
     }
 }

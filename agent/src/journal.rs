@@ -94,15 +94,11 @@ pub struct Journal {
 impl Journal {
     /// Begins a batch: from here on a crash resumes it.
     pub fn begin(state_dir: &Path, order: Order, started_at: i64) -> Self {
-        let entries = order.installations.iter().map(|installation| Entry {
-            installation: installation.clone(),
-            ..Entry::default()
-        });
-        let batch = Batch {
-            entries: entries.collect(),
-            order: Some(order),
-            started_at,
-        };
+        let entries = order
+            .installations
+            .iter()
+            .map(|installation| Entry { installation: installation.clone(), ..Entry::default() });
+        let batch = Batch { entries: entries.collect(), order: Some(order), started_at };
         let journal = Self::of(state_dir, batch.clone());
         written(store(&journal.directory, &batch));
         journal
@@ -132,10 +128,7 @@ impl Journal {
     }
 
     fn of(state_dir: &Path, batch: Batch) -> Self {
-        Self {
-            directory: directory(state_dir),
-            batch: Arc::new(Mutex::new(batch)),
-        }
+        Self { directory: directory(state_dir), batch: Arc::new(Mutex::new(batch)) }
     }
 
     /// As it stands.
@@ -191,20 +184,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn order(batch: &str) -> Order {
-        Order {
-            batch: batch.into(),
-            installations: vec!["/a".into(), "/b".into()],
-            ..Order::default()
-        }
+        Order { batch: batch.into(), installations: vec!["/a".into(), "/b".into()], ..Order::default() }
     }
 
     #[tokio::test]
     async fn what_was_begun_is_found_again() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::begin(dir.path(), order("r1.0"), 5);
-        journal
-            .update(|entries| entries[1].generation = "g".into())
-            .await;
+        journal.update(|entries| entries[1].generation = "g".into()).await;
         let found = Journal::unfinished(dir.path()).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].batch().await, journal.batch().await);
@@ -229,9 +216,7 @@ mod tests {
         let not_a_directory = dir.path().join("file");
         std::fs::write(&not_a_directory, b"").unwrap();
         let journal = Journal::begin(&not_a_directory, order("r1.0"), 5);
-        journal
-            .update(|entries| entries[0].generation = "g".into())
-            .await;
+        journal.update(|entries| entries[0].generation = "g".into()).await;
         assert_eq!(journal.entry(0).await.generation, "g");
     }
 

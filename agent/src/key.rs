@@ -39,13 +39,8 @@ pub enum KeyType {
 
 impl KeyType {
     /// Every kind there is.
-    pub const ALL: [Self; 5] = [
-        Self::EcdsaP256,
-        Self::EcdsaP384,
-        Self::Rsa2048,
-        Self::Rsa3072,
-        Self::Rsa4096,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::EcdsaP256, Self::EcdsaP384, Self::Rsa2048, Self::Rsa3072, Self::Rsa4096];
 
     /// As labels and policies write it.
     pub fn name(self) -> &'static str {
@@ -74,9 +69,7 @@ impl FromStr for KeyType {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// No such kind.
-    #[error(
-        "key type {0:?} is not one of ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072, rsa-4096"
-    )]
+    #[error("key type {0:?} is not one of ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072, rsa-4096")]
     Unknown(String),
     /// The generator failed.
     #[error("cannot generate a key of type {0}")]
@@ -115,12 +108,12 @@ impl PrivateKey {
     pub fn generate(kind: KeyType) -> Result<Self, KeyError> {
         let failed = |_| KeyError::Generate(kind.name());
         let pair = match kind {
-            KeyType::EcdsaP256 => Pair::Ecdsa(
-                EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(failed)?,
-            ),
-            KeyType::EcdsaP384 => Pair::Ecdsa(
-                EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING).map_err(failed)?,
-            ),
+            KeyType::EcdsaP256 => {
+                Pair::Ecdsa(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(failed)?)
+            }
+            KeyType::EcdsaP384 => {
+                Pair::Ecdsa(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING).map_err(failed)?)
+            }
             KeyType::Rsa2048 => rsa_pair(KeySize::Rsa2048).map_err(failed)?,
             KeyType::Rsa3072 => rsa_pair(KeySize::Rsa3072).map_err(failed)?,
             KeyType::Rsa4096 => rsa_pair(KeySize::Rsa4096).map_err(failed)?,
@@ -132,14 +125,12 @@ impl PrivateKey {
     pub fn from_pkcs8(kind: KeyType, pkcs8: &[u8]) -> Result<Self, KeyError> {
         let stored = |_| KeyError::Stored(kind.name());
         let pair = match kind {
-            KeyType::EcdsaP256 => Pair::Ecdsa(
-                EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8)
-                    .map_err(stored)?,
-            ),
-            KeyType::EcdsaP384 => Pair::Ecdsa(
-                EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, pkcs8)
-                    .map_err(stored)?,
-            ),
+            KeyType::EcdsaP256 => {
+                Pair::Ecdsa(EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8).map_err(stored)?)
+            }
+            KeyType::EcdsaP384 => {
+                Pair::Ecdsa(EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, pkcs8).map_err(stored)?)
+            }
             KeyType::Rsa2048 | KeyType::Rsa3072 | KeyType::Rsa4096 => {
                 let pair = rsa::KeyPair::from_pkcs8(pkcs8).map_err(stored)?;
                 let bits = match kind {
@@ -193,14 +184,10 @@ impl PrivateKey {
             params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         }
         if matches!(usage, Usage::Server | Usage::Both) {
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         if matches!(usage, Usage::Client | Usage::Both) {
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ClientAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         }
         let request = params.serialize_request(self).map_err(failed)?;
         Ok(request.der().to_vec())
@@ -216,8 +203,7 @@ impl PrivateKey {
                 .map_err(|_| KeyError::Sign),
             Pair::Rsa(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
-                    .map_err(|_| KeyError::Sign)?;
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).map_err(|_| KeyError::Sign)?;
                 Ok(signature)
             }
         }
@@ -244,8 +230,7 @@ impl PublicKeyData for PrivateKey {
 
 impl SigningKey for PrivateKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.sign_bytes(message)
-            .map_err(|_| rcgen::Error::RemoteKeyError)
+        self.sign_bytes(message).map_err(|_| rcgen::Error::RemoteKeyError)
     }
 }
 

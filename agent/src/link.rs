@@ -67,7 +67,9 @@ pub enum LinkError {
     #[error("the coordinator {0} did not answer Hello with Welcome within 15 seconds")]
     NoWelcome(String),
     /// It speaks another protocol.
-    #[error("the coordinator {address} speaks protocol {theirs}, this agent {PROTOCOL}: upgrade the older one")]
+    #[error(
+        "the coordinator {address} speaks protocol {theirs}, this agent {PROTOCOL}: upgrade the older one"
+    )]
     Protocol {
         /// "address:port".
         address: String,
@@ -169,12 +171,8 @@ impl Link {
             next_failed: false,
             sent: None,
         };
-        let ends = Ends {
-            session: session_ends,
-            orders: orders_end,
-            chains: chains_end,
-            welcomed: welcomed_end,
-        };
+        let ends =
+            Ends { session: session_ends, orders: orders_end, chains: chains_end, welcomed: welcomed_end };
         (link, ends)
     }
 
@@ -226,13 +224,8 @@ impl Link {
         // coordinator may never have got to store the new one.
         let next = self.identities.load(Slot::Next).ok().flatten();
         let usable = match next {
-            Some(next) if !self.next_failed && next.not_after > app::now() => {
-                Ok((Slot::Next, next))
-            }
-            _ => self
-                .identities
-                .usable(app::now())
-                .map(|identity| (Slot::Current, identity)),
+            Some(next) if !self.next_failed && next.not_after > app::now() => Ok((Slot::Next, next)),
+            _ => self.identities.usable(app::now()).map(|identity| (Slot::Current, identity)),
         };
         let (slot, identity) = match usable {
             Ok(usable) => usable,
@@ -258,9 +251,7 @@ impl Link {
         let credentials = identity.credentials().map_err(LinkError::Identity)?;
         let tls = channel::client_config(Trust::Anchor(identity.ca.clone()), Some(credentials))
             .map_err(LinkError::Channel)?;
-        let channel = channel::connect(address, tls)
-            .await
-            .map_err(LinkError::Channel)?;
+        let channel = channel::connect(address, tls).await.map_err(LinkError::Channel)?;
         let (sender, receiver) = mpsc::channel(OUTBOUND);
         let hello = Hello {
             protocol: PROTOCOL,
@@ -274,10 +265,7 @@ impl Link {
             address: address.to_owned(),
             status: Box::new(status),
         };
-        sender
-            .send(message(agent_message::Body::Hello(hello)))
-            .await
-            .map_err(|_| closed())?;
+        sender.send(message(agent_message::Body::Hello(hello))).await.map_err(|_| closed())?;
         let mut stream = AgentClient::new(channel.clone())
             .max_decoding_message_size(MAX_FRAME)
             .session(ReceiverStream::new(receiver))
@@ -291,10 +279,7 @@ impl Link {
             .ok_or_else(closed)?;
         self.welcome(address, slot, first)?;
         self.number += 1;
-        let handle = Handle {
-            number: self.number,
-            sender: sender.clone(),
-        };
+        let handle = Handle { number: self.number, sender: sender.clone() };
         info!(coordinator = address, host = %identity.host, epoch = self.session.epoch(), "session up");
         self.live.send_replace(Some(handle.clone()));
 
@@ -358,20 +343,12 @@ impl Link {
         }
     }
 
-    fn welcome(
-        &mut self,
-        address: &str,
-        slot: Slot,
-        first: CoordinatorMessage,
-    ) -> Result<(), LinkError> {
+    fn welcome(&mut self, address: &str, slot: Slot, first: CoordinatorMessage) -> Result<(), LinkError> {
         let Some(coordinator_message::Body::Welcome(welcome)) = first.body else {
             return Err(LinkError::NoWelcome(address.to_owned()));
         };
         if welcome.protocol != PROTOCOL {
-            return Err(LinkError::Protocol {
-                address: address.to_owned(),
-                theirs: welcome.protocol,
-            });
+            return Err(LinkError::Protocol { address: address.to_owned(), theirs: welcome.protocol });
         }
         if welcome.epoch < self.session.epoch() {
             return Err(LinkError::Epoch {
@@ -380,13 +357,7 @@ impl Link {
                 ours: self.session.epoch(),
             });
         }
-        let Welcome {
-            epoch,
-            anchors,
-            bundles,
-            now,
-            ..
-        } = welcome;
+        let Welcome { epoch, anchors, bundles, now, .. } = welcome;
         let skew = app::now() - now;
         if skew.abs() > 60 {
             warn!(skew_seconds = skew, "this host's clock differs from the coordinator's");
@@ -443,9 +414,7 @@ impl Link {
             }
             None => {
                 debug!(batch = %order.batch, "order");
-                self.orders
-                    .try_send(order)
-                    .map_err(|_| LinkError::Flooded)?;
+                self.orders.try_send(order).map_err(|_| LinkError::Flooded)?;
                 Ok(Reply::Nothing)
             }
         }
@@ -470,9 +439,7 @@ impl Link {
 
     /// What was sent last, if this process knows it.
     fn base(&self) -> Option<&Report> {
-        self.sent
-            .as_ref()
-            .filter(|sent| sent.digest == self.session.digest())
+        self.sent.as_ref().filter(|sent| sent.digest == self.session.digest())
     }
 
     fn was_sent(&mut self, report: Report) {
@@ -484,12 +451,7 @@ impl Link {
 
     /// Sends a result, once per session unless it is reminded, with the
     /// inventory that shows it.
-    async fn tell_result(
-        &mut self,
-        handle: &Handle,
-        told: &mut Told,
-        batch: &str,
-    ) -> Result<(), ()> {
+    async fn tell_result(&mut self, handle: &Handle, told: &mut Told, batch: &str) -> Result<(), ()> {
         if !told.first_time(batch) {
             return Ok(());
         }
@@ -498,10 +460,8 @@ impl Link {
         };
         let report = self.discovery.host().map(|host| Report::of(&host));
         let changed = report.filter(|report| report.digest != self.session.digest());
-        let result = BatchResult {
-            inventory: changed.as_ref().map(|report| report.delta(self.base())),
-            ..*result
-        };
+        let result =
+            BatchResult { inventory: changed.as_ref().map(|report| report.delta(self.base())), ..*result };
         crate::fail_point("agent.before_report");
         handle.send(agent_message::Body::Result(result)).await?;
         if let Some(report) = changed {

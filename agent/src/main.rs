@@ -92,11 +92,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Doctor { output } => {
             let (text, good) = doctor::run(&config, matches!(output, Output::Json)).await;
             print!("{text}");
-            Ok(if good {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }
 }

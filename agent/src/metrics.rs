@@ -86,17 +86,9 @@ fn page(host: &Host, unsent: usize, connected: bool) -> String {
         "1 while a coordinator has a session with this host.",
         usize::from(connected),
     );
-    gauge(
-        "reseal_agent_installations",
-        "Installations that containers declare.",
-        host.installations.len(),
-    );
+    gauge("reseal_agent_installations", "Installations that containers declare.", host.installations.len());
     gauge("reseal_agent_findings", "Findings on this host.", host.findings.len());
-    gauge(
-        "reseal_agent_results_unacknowledged",
-        "Results that no coordinator has acknowledged yet.",
-        unsent,
-    );
+    gauge("reseal_agent_results_unacknowledged", "Results that no coordinator has acknowledged yet.", unsent);
     text.push_str("# HELP reseal_certificate_expiration_timestamp_seconds End of the certificate on disk.\n# TYPE reseal_certificate_expiration_timestamp_seconds gauge\n");
     for installation in host.installations.values() {
         if let Some(certificate) = &installation.certificate {
@@ -121,10 +113,8 @@ mod tests {
     async fn the_page_is_served_and_nothing_else() {
         let mut host = assemble(vec![web("web", "/srv/t\"ls")]);
         for installation in host.installations.values_mut() {
-            installation.certificate = Some(CertificateFacts {
-                not_after: 42,
-                ..CertificateFacts::default()
-            });
+            installation.certificate =
+                Some(CertificateFacts { not_after: 42, ..CertificateFacts::default() });
         }
         let body = page(&host, 3, true);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

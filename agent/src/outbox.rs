@@ -57,22 +57,18 @@ impl Outbox {
         let directory = state_dir.join("results");
         state::make_dir(&directory)?;
         let mut held = Held::default();
-        for entry in
-            std::fs::read_dir(&directory).map_err(StateError::io("list", &directory))?
-        {
+        for entry in std::fs::read_dir(&directory).map_err(StateError::io("list", &directory))? {
             let path = entry.map_err(StateError::io("list", &directory))?.path();
             if path.extension().is_none_or(|extension| extension != EXTENSION) {
                 continue;
             }
             let bytes = state::read(&path)?.unwrap_or_default();
-            let result = BatchResult::decode(bytes.as_slice())
-                .map_err(|_| StateError::Damaged { path })?;
+            let result = BatchResult::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?;
             held.results.insert(result.batch.clone(), result);
         }
         let path = state_dir.join(ACKNOWLEDGED);
         if let Some(bytes) = state::read(&path)? {
-            held.acknowledged =
-                Names::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?;
+            held.acknowledged = Names::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?;
         }
         Ok(Self {
             directory,
@@ -98,11 +94,7 @@ impl Outbox {
         if let Some(result) = held.results.get(batch) {
             return Some(Known::Finished(Box::new(result.clone())));
         }
-        held.acknowledged
-            .names
-            .iter()
-            .any(|name| name == batch)
-            .then_some(Known::Acknowledged)
+        held.acknowledged.names.iter().any(|name| name == batch).then_some(Known::Acknowledged)
     }
 
     /// Names of the results that wait.
@@ -143,11 +135,7 @@ mod tests {
     use super::*;
 
     fn result(batch: &str) -> BatchResult {
-        BatchResult {
-            batch: batch.into(),
-            payload: vec![1, 2],
-            ..BatchResult::default()
-        }
+        BatchResult { batch: batch.into(), payload: vec![1, 2], ..BatchResult::default() }
     }
 
     #[test]
@@ -156,10 +144,7 @@ mod tests {
         let outbox = Outbox::open(dir.path()).unwrap();
         outbox.put(result("a")).unwrap();
         let outbox = Outbox::open(dir.path()).unwrap();
-        assert_eq!(
-            outbox.known("a"),
-            Some(Known::Finished(Box::new(result("a"))))
-        );
+        assert_eq!(outbox.known("a"), Some(Known::Finished(Box::new(result("a")))));
         outbox.acknowledge("a").unwrap();
         outbox.acknowledge("never heard of").unwrap();
         let outbox = Outbox::open(dir.path()).unwrap();

@@ -115,9 +115,6 @@ mod tests {
 
     #[test]
     fn a_text_without_a_certificate_is_an_error() {
-        assert!(matches!(
-            read_certificates(b"hello"),
-            Err(PemError::NoCertificate)
-        ));
+        assert!(matches!(read_certificates(b"hello"), Err(PemError::NoCertificate)));
     }
 }

@@ -46,19 +46,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PHASES: [Phase; 5] = [
-        Phase::Ordered,
-        Phase::Requested,
-        Phase::Installing,
-        Phase::RollingBack,
-        Phase::Done,
-    ];
-    const DISKS: [Progress; 4] = [
-        Progress::Absent,
-        Progress::Keyed,
-        Progress::Staged,
-        Progress::Live,
-    ];
+    const PHASES: [Phase; 5] =
+        [Phase::Ordered, Phase::Requested, Phase::Installing, Phase::RollingBack, Phase::Done];
+    const DISKS: [Progress; 4] = [Progress::Absent, Progress::Keyed, Progress::Staged, Progress::Live];
 
     proptest! {
         #[test]

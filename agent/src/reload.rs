@@ -130,21 +130,16 @@ impl Reloader {
 
 async fn one(engine: &Engine, consumer: &Consumer) -> Result<Option<ReloadProof>, ReloadError> {
     let container = consumer.container.as_str();
-    let docker = |source| ReloadError::Docker {
-        container: container.to_owned(),
-        source,
-    };
+    let docker = |source| ReloadError::Docker { container: container.to_owned(), source };
     if let Some(check) = &consumer.check {
         run_check(engine, consumer, check).await?;
     }
     match &consumer.reload {
         Reload::None => return Ok(None),
         Reload::Signal(signal) => {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", consumer.pid))
-                .map_err(|source| ReloadError::Invisible {
-                    container: container.to_owned(),
-                    pid: consumer.pid,
-                    source,
+            let status =
+                std::fs::read_to_string(format!("/proc/{}/status", consumer.pid)).map_err(|source| {
+                    ReloadError::Invisible { container: container.to_owned(), pid: consumer.pid, source }
                 })?;
             if !catches(&status, *signal) {
                 return Err(ReloadError::NotCaught {
@@ -152,16 +147,10 @@ async fn one(engine: &Engine, consumer: &Consumer) -> Result<Option<ReloadProof>
                     signal: signal.name(),
                 });
             }
-            engine
-                .signal(&consumer.container_id, *signal)
-                .await
-                .map_err(docker)?;
+            engine.signal(&consumer.container_id, *signal).await.map_err(docker)?;
         }
         Reload::Exec(command) => {
-            let ended = engine
-                .exec(&consumer.container_id, command)
-                .await
-                .map_err(docker)?;
+            let ended = engine.exec(&consumer.container_id, command).await.map_err(docker)?;
             if ended.status != 0 {
                 return Err(ReloadError::Exec {
                     container: container.to_owned(),
@@ -171,10 +160,7 @@ async fn one(engine: &Engine, consumer: &Consumer) -> Result<Option<ReloadProof>
                 });
             }
         }
-        Reload::Restart => engine
-            .restart(&consumer.container_id)
-            .await
-            .map_err(docker)?,
+        Reload::Restart => engine.restart(&consumer.container_id).await.map_err(docker)?,
     }
     info!(container, method = %consumer.reload, "reloaded");
     Ok(Some(ReloadProof {
@@ -185,18 +171,11 @@ async fn one(engine: &Engine, consumer: &Consumer) -> Result<Option<ReloadProof>
     }))
 }
 
-async fn run_check(
-    engine: &Engine,
-    consumer: &Consumer,
-    check: &Command,
-) -> Result<(), ReloadError> {
+async fn run_check(engine: &Engine, consumer: &Consumer, check: &Command) -> Result<(), ReloadError> {
     let ended = engine
         .exec(&consumer.container_id, check)
         .await
-        .map_err(|source| ReloadError::Docker {
-            container: consumer.container.clone(),
-            source,
-        })?;
+        .map_err(|source| ReloadError::Docker { container: consumer.container.clone(), source })?;
     if ended.status == 0 {
         return Ok(());
     }
@@ -255,10 +234,7 @@ mod tests {
         let reloader = Reloader::default();
         let (proofs, result) = reloader.reload(&engine, &[consumer.clone()]).await;
         assert!(proofs.is_empty() && result.is_ok());
-        let running = Consumer {
-            running: true,
-            ..consumer
-        };
+        let running = Consumer { running: true, ..consumer };
         assert!(reloader.reload(&engine, &[running]).await.1.is_err());
     }
 }

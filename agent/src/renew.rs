@@ -15,8 +15,8 @@ use futures_util::StreamExt;
 use reseal_proto::facts::sha256;
 use reseal_proto::telemetry;
 use reseal_proto::v1::{
-    Chains, Csr, CsrBatch, Failure, Grade, Issued, Order, Progress, Stage, TargetProgress,
-    TargetProof, TargetState, agent_message,
+    Chains, Csr, CsrBatch, Failure, Grade, Issued, Order, Progress, Stage, TargetProgress, TargetProof,
+    TargetState, agent_message,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -118,19 +118,15 @@ impl Renewer {
         self.tools.discovery.scan().await;
         loop {
             let entries = journal.batch().await.entries;
-            let open: Vec<usize> = (0..entries.len())
-                .filter(|at| entries[*at].phase() != Phase::Done)
-                .collect();
+            let open: Vec<usize> =
+                (0..entries.len()).filter(|at| entries[*at].phase() != Phase::Done).collect();
             if open.is_empty() {
                 return;
             }
             let passed = entries.iter().any(|entry| state_of(entry).is_some_and(is_good));
-            let broken = entries.iter().find(|entry| {
-                matches!(
-                    state_of(entry),
-                    Some(TargetState::RolledBack | TargetState::Held)
-                )
-            });
+            let broken = entries
+                .iter()
+                .find(|entry| matches!(state_of(entry), Some(TargetState::RolledBack | TargetState::Held)));
             match (passed, broken) {
                 (true, _) => self.group(journal, order, &open).await,
                 (false, Some(canary)) if !order.rotation.is_empty() => {
@@ -201,22 +197,16 @@ impl Renewer {
     }
 
     /// Asks for certificates in one message, then installs what comes.
-    async fn request(
-        &mut self,
-        journal: &Journal,
-        order: &Order,
-        requests: Vec<(&Target<'_>, bool)>,
-    ) {
+    async fn request(&mut self, journal: &Journal, order: &Order, requests: Vec<(&Target<'_>, bool)>) {
         if requests.is_empty() {
             return;
         }
         intend(journal, &requests).await;
-        let made: Vec<(&Target<'_>, Result<Vec<u8>, TargetError>)> =
-            futures_util::stream::iter(requests)
-                .map(|(target, reuse)| async move { (target, target.request(reuse).await) })
-                .buffered(CONCURRENT)
-                .collect()
-                .await;
+        let made: Vec<(&Target<'_>, Result<Vec<u8>, TargetError>)> = futures_util::stream::iter(requests)
+            .map(|(target, reuse)| async move { (target, target.request(reuse).await) })
+            .buffered(CONCURRENT)
+            .collect()
+            .await;
         let mut waiting = BTreeMap::new();
         for (target, csr) in made {
             match csr {
@@ -255,19 +245,12 @@ impl Renewer {
     /// Sends CSRs and waits for every answer; again after each reconnect, and
     /// again when a live session stays silent.
     async fn ask(&mut self, batch: &str, csrs: Vec<Csr>) -> BTreeMap<String, Issued> {
-        let mut open: BTreeMap<String, Csr> = csrs
-            .into_iter()
-            .map(|csr| (csr.installation.clone(), csr))
-            .collect();
+        let mut open: BTreeMap<String, Csr> =
+            csrs.into_iter().map(|csr| (csr.installation.clone(), csr)).collect();
         let mut answers = BTreeMap::new();
         let mut waited = Duration::ZERO;
         while !open.is_empty() && waited < target::ANSWER_TIMEOUT {
-            let Ok(handle) = self
-                .session
-                .wait_for(Option::is_some)
-                .await
-                .map(|live| live.clone())
-            else {
+            let Ok(handle) = self.session.wait_for(Option::is_some).await.map(|live| live.clone()) else {
                 return answers;
             };
             let Some(handle) = handle else { continue };
@@ -279,8 +262,7 @@ impl Renewer {
             crate::fail_point("agent.before_csr");
             let began = Instant::now();
             if handle.send(agent_message::Body::Csrs(message)).await.is_ok() {
-                self.collect(batch, &mut open, &mut answers, handle.number)
-                    .await;
+                self.collect(batch, &mut open, &mut answers, handle.number).await;
             }
             waited += began.elapsed();
             if !open.is_empty() {
@@ -379,11 +361,7 @@ fn refused(order: &Order) -> Option<Failure> {
     } else {
         format!("the order names {} twice and is refused as a whole", twice?)
     };
-    Some(Failure {
-        stage: Stage::Request.into(),
-        code: "order-refused".to_owned(),
-        reason,
-    })
+    Some(Failure { stage: Stage::Request.into(), code: "order-refused".to_owned(), reason })
 }
 
 /// Names the generations and what is there before, in one write.
@@ -422,14 +400,8 @@ fn hint<'a>(
     ids: impl IntoIterator<Item = &'a String>,
     state: TargetState,
 ) {
-    let targets = ids.into_iter().map(|id| TargetProgress {
-        installation: id.clone(),
-        state: state.into(),
-    });
-    let progress = Progress {
-        batch: batch.to_owned(),
-        targets: targets.collect(),
-    };
+    let targets = ids.into_iter().map(|id| TargetProgress { installation: id.clone(), state: state.into() });
+    let progress = Progress { batch: batch.to_owned(), targets: targets.collect() };
     if let Some(handle) = session.borrow().as_ref() {
         handle.hint(agent_message::Body::Progress(progress));
     }

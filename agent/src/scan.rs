@@ -40,13 +40,11 @@ fn as_json(host: &Host) -> String {
         .trusts
         .iter()
         .map(|trust| {
-            let containers: Vec<&str> =
-                trust.consumers.iter().map(|c| c.container.as_str()).collect();
+            let containers: Vec<&str> = trust.consumers.iter().map(|c| c.container.as_str()).collect();
             json!({"path": trust.place.id(), "bundle": trust.bundle, "containers": containers})
         })
         .collect();
-    let document =
-        json!({"installations": installations, "trust_bundles": trusts, "findings": findings});
+    let document = json!({"installations": installations, "trust_bundles": trusts, "findings": findings});
     format!("{document:#}\n")
 }
 
@@ -94,7 +92,9 @@ fn usage(usage: v1::Usage) -> &'static str {
 }
 
 fn as_table(host: &Host) -> String {
-    let mut rows = vec![["CERTIFICATE", "NAMES", "FILE", "EXPIRES", "CONSUMERS", "RELOAD", "ENDPOINTS"].map(str::to_owned)];
+    let mut rows = vec![
+        ["CERTIFICATE", "NAMES", "FILE", "EXPIRES", "CONSUMERS", "RELOAD", "ENDPOINTS"].map(str::to_owned),
+    ];
     rows.extend(host.installations.values().map(row));
     let mut text = if rows.len() == 1 {
         "no container declares a certificate: put reseal.* labels on one\n".to_owned()
@@ -112,9 +112,11 @@ fn as_table(host: &Host) -> String {
     }
     if !host.findings.is_empty() {
         let mut rows = vec![["SEVERITY", "FINDING", "OBJECT", "MESSAGE"].map(str::to_owned)];
-        rows.extend(host.findings.iter().map(|found| {
-            [&found.severity, &found.id, &found.object, &found.message].map(Clone::clone)
-        }));
+        rows.extend(
+            host.findings
+                .iter()
+                .map(|found| [&found.severity, &found.id, &found.object, &found.message].map(Clone::clone)),
+        );
         text.push('\n');
         text.push_str(&columns(&rows));
     }
@@ -133,9 +135,7 @@ fn row(installation: &Installation) -> [String; 7] {
         installation.label.clone(),
         installation.wanted.names.join(","),
         installation.id.clone(),
-        message
-            .certificate
-            .map_or_else(|| "missing".to_owned(), |facts| date(facts.not_after)),
+        message.certificate.map_or_else(|| "missing".to_owned(), |facts| date(facts.not_after)),
         list(
             consumers
                 .clone()

@@ -64,10 +64,7 @@ fn started(host: &Host, seen: &mut BTreeMap<(String, String), i32>) -> Vec<Insta
             running.insert(key, consumer.pid);
         }
         if !fresh.is_empty() {
-            new.push(Installation {
-                consumers: fresh,
-                ..installation.clone()
-            });
+            new.push(Installation { consumers: fresh, ..installation.clone() });
         }
     }
     *seen = running;
@@ -81,10 +78,7 @@ async fn look(tools: &Tools, installation: &Installation) {
         let Some(fingerprint) = on_disk(tools, installation).await else {
             return;
         };
-        let expected = Expected {
-            fingerprint,
-            anchors: None,
-        };
+        let expected = Expected { fingerprint, anchors: None };
         let round = deadline.min(Instant::now() + ROUND);
         match verify::endpoints(&endpoints, expected, round).await.1 {
             Ok(()) => break None,
@@ -131,10 +125,10 @@ async fn on_disk(tools: &Tools, installation: &Installation) -> Option<[u8; 32]>
 async fn still_running(tools: &Tools, installation: &Installation) -> bool {
     let now = tools.discovery.consumers(installation).await;
     let Ok(now) = now else { return true };
-    installation.consumers.iter().any(|consumer| {
-        now.iter()
-            .any(|now| now.running && now.container_id == consumer.container_id)
-    })
+    installation
+        .consumers
+        .iter()
+        .any(|consumer| now.iter().any(|now| now.running && now.container_id == consumer.container_id))
 }
 
 /// What is current is proved now: the key before it goes.

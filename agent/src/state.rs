@@ -45,16 +45,9 @@ pub enum StateError {
 
 impl StateError {
     /// Names operation and file.
-    pub fn io(
-        operation: &'static str,
-        path: &Path,
-    ) -> impl FnOnce(std::io::Error) -> Self + use<> {
+    pub fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
         let path = path.to_owned();
-        move |source| Self::Io {
-            operation,
-            path,
-            source,
-        }
+        move |source| Self::Io { operation, path, source }
     }
 }
 
@@ -115,9 +108,7 @@ fn sync(directory: &Path) -> Result<(), StateError> {
 /// A file name for a batch name: names come from the coordinator.
 pub fn file_name(batch: &str, extension: &str) -> String {
     let plain = batch.len() <= 100
-        && batch
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && batch.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
         && !batch.starts_with('.')
         && !batch.is_empty();
     if plain {
@@ -146,11 +137,8 @@ impl Lock {
             .mode(0o600)
             .open(&path)
             .map_err(StateError::io("open", &path))?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
-            |_| StateError::Locked {
-                path: state_dir.to_owned(),
-            },
-        )?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StateError::Locked { path: state_dir.to_owned() })?;
         Ok(Self { _file: file })
     }
 }
@@ -181,15 +169,10 @@ impl Session {
     pub fn open(state_dir: &Path) -> Result<Self, StateError> {
         let path = state_dir.join(SESSION);
         let remembered = match read(&path)? {
-            Some(bytes) => {
-                Remembered::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?
-            }
+            Some(bytes) => Remembered::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?,
             None => Remembered::default(),
         };
-        Ok(Self {
-            state_dir: state_dir.to_owned(),
-            remembered: Mutex::new(remembered),
-        })
+        Ok(Self { state_dir: state_dir.to_owned(), remembered: Mutex::new(remembered) })
     }
 
     /// Highest epoch seen.
@@ -199,11 +182,7 @@ impl Session {
 
     /// Roots that new chains must build to.
     pub fn anchors(&self) -> Vec<CertificateDer<'static>> {
-        self.held()
-            .anchors
-            .iter()
-            .map(|der| CertificateDer::from(der.clone()))
-            .collect()
+        self.held().anchors.iter().map(|der| CertificateDer::from(der.clone())).collect()
     }
 
     /// Trust bundles, as last sent.
@@ -266,10 +245,7 @@ mod tests {
         session.sent(&[9]).unwrap();
         let again = Session::open(dir.path()).unwrap();
         assert_eq!((again.epoch(), again.digest()), (7, vec![9]));
-        let mode = std::fs::metadata(dir.path().join(SESSION))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(dir.path().join(SESSION)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -285,10 +261,7 @@ mod tests {
     fn only_one_agent_per_directory() {
         let dir = tempfile::tempdir().unwrap();
         let _held = Lock::take(dir.path()).unwrap();
-        assert!(matches!(
-            Lock::take(dir.path()),
-            Err(StateError::Locked { .. })
-        ));
+        assert!(matches!(Lock::take(dir.path()), Err(StateError::Locked { .. })));
     }
 
     #[test]

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_proto::v1::{
-    EndpointProof, Failure, Grade, Issued, OnFailure, ReloadProof, Stage, TargetProof, TargetState,
-    Usage,
+    EndpointProof, Failure, Grade, Issued, OnFailure, ReloadProof, Stage, TargetProof, TargetState, Usage,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
@@ -49,9 +48,7 @@ pub struct Tools {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// Not declared by this host.
-    #[error(
-        "{0} is not an installation of this host: no container declares it (any more)"
-    )]
+    #[error("{0} is not an installation of this host: no container declares it (any more)")]
     Unknown(String),
     /// No key or CSR.
     #[error("no certificate request")]
@@ -175,22 +172,18 @@ impl Target<'_> {
                 true => files.pending_key(&generation).map_err(TargetError::Install)?,
                 false => None,
             };
-            let stored = stored
-                .and_then(|pkcs8| PrivateKey::from_pkcs8(wanted.key_type, &pkcs8).ok());
+            let stored = stored.and_then(|pkcs8| PrivateKey::from_pkcs8(wanted.key_type, &pkcs8).ok());
             let key = match stored {
                 Some(key) => key,
                 None => {
                     let key = PrivateKey::generate(wanted.key_type).map_err(TargetError::Key)?;
                     let pkcs8 = key.to_pkcs8().map_err(TargetError::Key)?;
-                    files
-                        .prepare(&generation, &pkcs8)
-                        .map_err(TargetError::Install)?;
+                    files.prepare(&generation, &pkcs8).map_err(TargetError::Install)?;
                     crate::fail_point("agent.after_key_written");
                     key
                 }
             };
-            key.request(&wanted.names, wanted.usage)
-                .map_err(TargetError::Key)
+            key.request(&wanted.names, wanted.usage).map_err(TargetError::Key)
         };
         tokio::task::spawn_blocking(work)
             .instrument(self.span("request"))
@@ -234,9 +227,7 @@ impl Target<'_> {
         drop(span);
         async {
             let generation = self.journal.entry(self.at).await.generation;
-            let previous = self
-                .files(move |files| files.stage(&generation, &chain))
-                .await?;
+            let previous = self.files(move |files| files.stage(&generation, &chain)).await?;
             self.update(|entry| {
                 entry.phase = Phase::Installing.into();
                 entry.previous = previous;
@@ -271,14 +262,10 @@ impl Target<'_> {
         let mut shown = Shown::default();
         let outcome = async {
             let before = self.consumers().await?;
-            self.reload(&before, &mut shown)
-                .instrument(self.span("reload"))
-                .await?;
+            self.reload(&before, &mut shown).instrument(self.span("reload")).await?;
             // A restarted container may have another address.
             let after = self.consumers().await?;
-            self.verify(&after, &entry.new, &mut shown)
-                .instrument(self.span("verify"))
-                .await?;
+            self.verify(&after, &entry.new, &mut shown).instrument(self.span("verify")).await?;
             Ok(self.judge(&after, &shown))
         }
         .await;
@@ -295,20 +282,12 @@ impl Target<'_> {
     }
 
     async fn consumers(&self) -> Result<Vec<Consumer>, TargetError> {
-        self.tools
-            .discovery
-            .consumers(self.installation)
-            .await
-            .map_err(TargetError::Docker)
+        self.tools.discovery.consumers(self.installation).await.map_err(TargetError::Docker)
     }
 
     async fn reload(&self, consumers: &[Consumer], shown: &mut Shown) -> Result<(), TargetError> {
         crate::fail_point("agent.before_reload");
-        let (proofs, result) = self
-            .tools
-            .reloader
-            .reload(self.tools.discovery.engine(), consumers)
-            .await;
+        let (proofs, result) = self.tools.reloader.reload(self.tools.discovery.engine(), consumers).await;
         crate::fail_point("agent.after_reload");
         shown.reloads.extend(proofs);
         result.map_err(TargetError::Reload)
@@ -323,12 +302,9 @@ impl Target<'_> {
         let endpoints = endpoints_of(consumers);
         crate::fail_point("agent.before_verify");
         let anchors = self.tools.session.anchors();
-        let expected = Expected {
-            fingerprint: fingerprint.try_into().unwrap_or([0; 32]),
-            anchors: Some(&anchors),
-        };
-        let (proofs, result) =
-            verify::endpoints(&endpoints, expected, self.deadline()).await;
+        let expected =
+            Expected { fingerprint: fingerprint.try_into().unwrap_or([0; 32]), anchors: Some(&anchors) };
+        let (proofs, result) = verify::endpoints(&endpoints, expected, self.deadline()).await;
         crate::fail_point("agent.after_verify");
         shown.endpoints = proofs;
         result.map_err(TargetError::Verify)
@@ -355,9 +331,7 @@ impl Target<'_> {
     /// The new one is proved: older keys go. A failure here harms nothing.
     async fn settle(&self, entry: &Entry) {
         let previous = entry.previous.clone();
-        let settled = self
-            .files(move |files| files.settle(previous.as_deref()))
-            .await;
+        let settled = self.files(move |files| files.settle(previous.as_deref())).await;
         if let Err(error) = settled {
             warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "old keys could not be removed");
         }
@@ -376,8 +350,7 @@ impl Target<'_> {
         }
         let before = entry.before.clone();
         let failure = Some(error.failure());
-        self.done(entry, TargetState::Failed, Grade::FileOnly, failure, before, Shown::default())
-            .await;
+        self.done(entry, TargetState::Failed, Grade::FileOnly, failure, before, Shown::default()).await;
     }
 
     /// Failed after the switch: hold, or bring back what worked.
@@ -388,14 +361,10 @@ impl Target<'_> {
         let hold = self.on_failure == OnFailure::Hold;
         if hold || entry.previous.is_none() {
             if !hold {
-                failure
-                    .reason
-                    .push_str("; there was no earlier certificate to return to: the new one stays");
+                failure.reason.push_str("; there was no earlier certificate to return to: the new one stays");
             }
             let after = entry.new.clone();
-            return self
-                .done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown)
-                .await;
+            return self.done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown).await;
         }
         let noted = failure.clone();
         self.update(|entry| {
@@ -414,24 +383,17 @@ impl Target<'_> {
 
     async fn roll_back(&self, mut failure: Failure, reloads: Vec<ReloadProof>) {
         let entry = self.journal.entry(self.at).await;
-        let mut shown = Shown {
-            reloads,
-            endpoints: Vec::new(),
-        };
+        let mut shown = Shown { reloads, endpoints: Vec::new() };
         let previous = entry.previous.clone().unwrap_or_default();
-        let switched = self
-            .files(move |files| files.switch(&previous))
-            .instrument(self.span("install"))
-            .await;
+        let switched =
+            self.files(move |files| files.switch(&previous)).instrument(self.span("install")).await;
         if let Err(error) = switched {
             failure.reason.push_str(&format!(
                 "; the earlier certificate could not be brought back: {}",
                 crate::chain_of(&error)
             ));
             let after = entry.new.clone();
-            return self
-                .done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown)
-                .await;
+            return self.done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown).await;
         }
         let mut grade = Grade::FileOnly;
         match self.prove_old(&entry.before, &mut shown).await {
@@ -447,27 +409,20 @@ impl Target<'_> {
             warn!(error = %crate::chain_of(&error), "the failed generation could not be removed");
         }
         let before = entry.before.clone();
-        self.done(entry, TargetState::RolledBack, grade, Some(failure), before, shown)
-            .await;
+        self.done(entry, TargetState::RolledBack, grade, Some(failure), before, shown).await;
     }
 
     async fn prove_old(&self, before: &[u8], shown: &mut Shown) -> Result<(), TargetError> {
         let consumers = self.consumers().await?;
-        self.reload(&consumers, shown)
-            .instrument(self.span("reload"))
-            .await?;
+        self.reload(&consumers, shown).instrument(self.span("reload")).await?;
         let Ok(fingerprint) = before.try_into() else {
             return Ok(());
         };
         let endpoints = endpoints_of(&self.consumers().await?);
         // Old certificates may well not build to today's anchors.
-        let expected = Expected {
-            fingerprint,
-            anchors: None,
-        };
-        let (proofs, result) = verify::endpoints(&endpoints, expected, self.deadline())
-            .instrument(self.span("verify"))
-            .await;
+        let expected = Expected { fingerprint, anchors: None };
+        let (proofs, result) =
+            verify::endpoints(&endpoints, expected, self.deadline()).instrument(self.span("verify")).await;
         shown.endpoints = proofs;
         result.map_err(TargetError::Verify)
     }

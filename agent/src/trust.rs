@@ -20,11 +20,7 @@ const MODE: u32 = 0o644;
 pub async fn run(tools: Tools, mut welcomed: watch::Receiver<u64>) {
     let mut host = tools.discovery.watch();
     loop {
-        let targets = host
-            .borrow_and_update()
-            .as_ref()
-            .map(|host| host.trusts.clone())
-            .unwrap_or_default();
+        let targets = host.borrow_and_update().as_ref().map(|host| host.trusts.clone()).unwrap_or_default();
         let bundles = tools.session.bundles();
         // Before the first Welcome ever there is nothing to say about bundles.
         if tools.session.epoch() > 0 {
@@ -54,12 +50,7 @@ async fn write(tools: &Tools, target: &TrustTarget, bundles: &[TrustBundle]) {
     tools.discovery.note("trust", &path, problem).await;
 }
 
-async fn deliver(
-    tools: &Tools,
-    target: &TrustTarget,
-    bundle: &TrustBundle,
-    path: &str,
-) -> Option<Finding> {
+async fn deliver(tools: &Tools, target: &TrustTarget, bundle: &TrustBundle, path: &str) -> Option<Finding> {
     let text = pem::certificates(bundle.certificates.iter().map(Vec::as_slice));
     let (config, copy) = (tools.config.clone(), target.clone());
     let written = tokio::task::spawn_blocking(move || {
@@ -77,15 +68,9 @@ async fn deliver(
             return Some(finding(error.code(), path, &message, "critical"));
         }
     }
-    let (_, reloaded) = tools
-        .reloader
-        .reload(tools.discovery.engine(), &target.consumers)
-        .await;
+    let (_, reloaded) = tools.reloader.reload(tools.discovery.engine(), &target.consumers).await;
     let error = reloaded.err()?;
-    let message = format!(
-        "the new bundle is on disk, but {}",
-        crate::chain_of(&error)
-    );
+    let message = format!("the new bundle is on disk, but {}", crate::chain_of(&error));
     warn!(path, error = %message, "a consumer did not take the bundle");
     Some(finding(error.code(), path, &message, "critical"))
 }

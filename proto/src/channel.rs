@@ -12,9 +12,7 @@ use hyper_util::rt::TokioIo;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -88,15 +86,13 @@ pub fn client_config(
                     .cloned()
                     .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())),
             };
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(verifier))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         }
     };
     let mut config = match credentials {
-        Some(Credentials { chain, key }) => builder
-            .with_client_auth_cert(chain, key)
-            .map_err(ChannelError::Tls)?,
+        Some(Credentials { chain, key }) => {
+            builder.with_client_auth_cert(chain, key).map_err(ChannelError::Tls)?
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -127,15 +123,9 @@ pub async fn connect_from(
             let stream = match local {
                 None => TcpStream::connect(&target).await?,
                 Some(local) => {
-                    let peer = tokio::net::lookup_host(&target)
-                        .await?
-                        .next()
-                        .ok_or_else(|| {
-                            std::io::Error::new(
-                                std::io::ErrorKind::NotFound,
-                                "the name has no address",
-                            )
-                        })?;
+                    let peer = tokio::net::lookup_host(&target).await?.next().ok_or_else(|| {
+                        std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address")
+                    })?;
                     let socket = tokio::net::TcpSocket::new_v4()?;
                     socket.bind((local, 0).into())?;
                     socket.connect(peer).await?
@@ -143,19 +133,14 @@ pub async fn connect_from(
             };
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(COORDINATOR_DNS_NAME).expect("a constant DNS name");
-            let stream = tokio_rustls::TlsConnector::from(tls)
-                .connect(name, stream)
-                .await?;
+            let stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await?;
             Ok::<_, std::io::Error>(TokioIo::new(stream))
         }
     });
     endpoint
         .connect_with_connector(connector)
         .await
-        .map_err(|source| ChannelError::Connect {
-            address: address.to_owned(),
-            source,
-        })
+        .map_err(|source| ChannelError::Connect { address: address.to_owned(), source })
 }
 
 /// Accepts the chain that ends in the one certificate with this fingerprint.
@@ -177,15 +162,12 @@ impl ServerCertVerifier for PinnedRoot {
         let root = intermediates
             .iter()
             .find(|certificate| sha256(certificate) == self.pin)
-            .ok_or(rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer,
-            ))?;
+            .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let mut roots = RootCertStore::empty();
         roots.add(root.clone().into_owned())?;
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-                .build()
-                .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -195,9 +177,7 @@ impl ServerCertVerifier for PinnedRoot {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General(
-            "the control plane speaks TLS 1.3 only".into(),
-        ))
+        Err(rustls::Error::General("the control plane speaks TLS 1.3 only".into()))
     }
 
     fn verify_tls13_signature(
@@ -215,8 +195,6 @@ impl ServerCertVerifier for PinnedRoot {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

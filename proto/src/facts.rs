@@ -31,10 +31,7 @@ pub enum FactsError {
 
 /// SHA-256 of `bytes`.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
-    digest(&SHA256, bytes)
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 has 32 bytes")
+    digest(&SHA256, bytes).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 /// Reads a certificate, whole.
@@ -44,11 +41,7 @@ pub fn parse(der: &[u8]) -> Result<X509Certificate<'_>, FactsError> {
     }
     let (rest, certificate) =
         X509Certificate::from_der(der).map_err(|error| FactsError::Parse(error.to_string()))?;
-    if rest.is_empty() {
-        Ok(certificate)
-    } else {
-        Err(FactsError::Trailing(rest.len()))
-    }
+    if rest.is_empty() { Ok(certificate) } else { Err(FactsError::Trailing(rest.len())) }
 }
 
 /// The facts of `leaf`; `chain` are the certificates found beside it, in any
@@ -63,9 +56,7 @@ pub fn of_chain<'a>(
         .filter_map(|der| parse(der).ok())
         .find(|candidate| {
             candidate.subject() == certificate.issuer()
-                && certificate
-                    .verify_signature(Some(candidate.public_key()))
-                    .is_ok()
+                && certificate.verify_signature(Some(candidate.public_key())).is_ok()
         })
         .map(|issuer| sha256(issuer.public_key().raw).to_vec());
     Ok(CertificateFacts {
@@ -85,26 +76,18 @@ pub fn of_chain<'a>(
 
 /// keyIdentifier of the authorityKeyIdentifier extension (RFC 5280, 4.2.1.1).
 pub fn authority_key_id<'a>(certificate: &X509Certificate<'a>) -> Option<&'a [u8]> {
-    certificate
-        .extensions()
-        .iter()
-        .find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(aki) => {
-                aki.key_identifier.as_ref().map(|id| id.0)
-            }
-            _ => None,
-        })
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(aki) => aki.key_identifier.as_ref().map(|id| id.0),
+        _ => None,
+    })
 }
 
 /// subjectKeyIdentifier (RFC 5280, 4.2.1.2).
 pub fn subject_key_id<'a>(certificate: &X509Certificate<'a>) -> Option<&'a [u8]> {
-    certificate
-        .extensions()
-        .iter()
-        .find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(ski) => Some(ski.0),
-            _ => None,
-        })
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(ski) => Some(ski.0),
+        _ => None,
+    })
 }
 
 /// The names of the SAN extension: DNS, IP and URI, in order.
@@ -112,11 +95,7 @@ pub fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(san)) = certificate.subject_alternative_name() else {
         return Vec::new();
     };
-    san.value
-        .general_names
-        .iter()
-        .filter_map(general_name)
-        .collect()
+    san.value.general_names.iter().filter_map(general_name).collect()
 }
 
 /// A SAN entry as text; kinds that Reseal does not handle are left out.
@@ -125,12 +104,8 @@ pub fn general_name(name: &GeneralName<'_>) -> Option<String> {
         GeneralName::DNSName(dns) => Some(printable(&dns.to_ascii_lowercase())),
         GeneralName::URI(uri) => Some(printable(uri)),
         GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(*bytes)
-                .ok()
-                .map(|b| std::net::Ipv4Addr::from(b).to_string()),
-            16 => <[u8; 16]>::try_from(*bytes)
-                .ok()
-                .map(|b| std::net::Ipv6Addr::from(b).to_string()),
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| std::net::Ipv4Addr::from(b).to_string()),
+            16 => <[u8; 16]>::try_from(*bytes).ok().map(|b| std::net::Ipv6Addr::from(b).to_string()),
             _ => None,
         },
         _ => None,
@@ -150,11 +125,7 @@ pub fn key_type(spki: &SubjectPublicKeyInfo<'_>) -> String {
         return "ed25519".into();
     }
     if *algorithm == oid::OID_KEY_TYPE_EC_PUBLIC_KEY {
-        let curve = spki
-            .algorithm
-            .parameters
-            .as_ref()
-            .and_then(|p| p.as_oid().ok());
+        let curve = spki.algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok());
         return match curve {
             Some(curve) if curve == oid::OID_EC_P256 => "ecdsa-p256".into(),
             Some(curve) if curve == oid::OID_NIST_EC_P384 => "ecdsa-p384".into(),
@@ -168,15 +139,7 @@ pub fn key_type(spki: &SubjectPublicKeyInfo<'_>) -> String {
 /// Without control characters: what comes from a certificate or a label ends
 /// up on terminals and in logs.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() || is_bidi_control(c) {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
+    text.chars().map(|c| if c.is_control() || is_bidi_control(c) { '\u{fffd}' } else { c }).collect()
 }
 
 fn is_bidi_control(c: char) -> bool {
@@ -197,8 +160,7 @@ mod tests {
     fn reads_what_rcgen_wrote() {
         let key = rcgen::KeyPair::generate().unwrap();
         let params =
-            rcgen::CertificateParams::new(vec!["WWW.example.test".into(), "10.1.2.3".into()])
-                .unwrap();
+            rcgen::CertificateParams::new(vec!["WWW.example.test".into(), "10.1.2.3".into()]).unwrap();
         let certificate = params.self_signed(&key).unwrap();
         let facts = of_chain(certificate.der(), [certificate.der().as_ref()]).unwrap();
         assert_eq!(facts.names, ["www.example.test", "10.1.2.3"]);

@@ -13,18 +13,10 @@ pub fn point(name: &str) {
     static WANTED: OnceLock<Vec<Wanted>> = OnceLock::new();
     let wanted = WANTED.get_or_init(|| {
         let list = std::env::var("RESEAL_FAILPOINTS").unwrap_or_default();
-        list.split(',')
-            .filter(|item| !item.is_empty())
-            .map(Wanted::parse)
-            .collect()
+        list.split(',').filter(|item| !item.is_empty()).map(Wanted::parse).collect()
     });
     for item in wanted.iter().filter(|item| item.name == name) {
-        if item
-            .passed
-            .fetch_add(1, std::sync::atomic::Ordering::SeqCst)
-            + 1
-            == item.at
-        {
+        if item.passed.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1 == item.at {
             std::process::abort();
         }
     }
@@ -42,10 +34,6 @@ impl Wanted {
             Some((name, at)) => (name, at.parse().unwrap_or(1)),
             None => (item, 1),
         };
-        Self {
-            name: name.to_owned(),
-            at,
-            passed: 0.into(),
-        }
+        Self { name: name.to_owned(), at, passed: 0.into() }
     }
 }

@@ -59,8 +59,8 @@ pub enum IdentityError {
 impl Identity {
     /// The identity of a leaf certificate, DER. The chain must have been verified before.
     pub fn of_certificate(der: &[u8]) -> Result<Self, IdentityError> {
-        let (_, certificate) = X509Certificate::from_der(der)
-            .map_err(|error| IdentityError::Certificate(error.to_string()))?;
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|error| IdentityError::Certificate(error.to_string()))?;
         let san = certificate
             .subject_alternative_name()
             .map_err(|error| IdentityError::Certificate(error.to_string()))?;
@@ -116,10 +116,7 @@ impl std::str::FromStr for Identity {
             }
             _ => return Err(form()),
         };
-        Ok(Self {
-            fleet: fleet.to_owned(),
-            role,
-        })
+        Ok(Self { fleet: fleet.to_owned(), role })
     }
 }
 
@@ -127,17 +124,8 @@ impl std::str::FromStr for Identity {
 pub fn check_name(what: &'static str, name: &str) -> Result<(), IdentityError> {
     let good = (1..=63).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c));
-    if good {
-        Ok(())
-    } else {
-        Err(IdentityError::Name {
-            what,
-            name: name.to_owned(),
-        })
-    }
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c));
+    if good { Ok(()) } else { Err(IdentityError::Name { what, name: name.to_owned() }) }
 }
 
 #[cfg(test)]
@@ -147,11 +135,7 @@ mod tests {
 
     #[test]
     fn reads_the_three_kinds() {
-        for text in [
-            "spiffe://f/host/web-1",
-            "spiffe://f/operator/alice",
-            "spiffe://f/coordinator",
-        ] {
+        for text in ["spiffe://f/host/web-1", "spiffe://f/operator/alice", "spiffe://f/coordinator"] {
             assert_eq!(text.parse::<Identity>().unwrap().to_string(), text);
         }
     }

@@ -74,16 +74,12 @@ impl Drop for Guard {
 
 /// Installs the process's subscriber. Call once, inside the tokio runtime.
 pub fn init(settings: &Settings) -> Result<Guard, TelemetryError> {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&settings.level));
-    let provider = settings
-        .otlp_endpoint
-        .as_deref()
-        .map(|endpoint| exporter(settings, endpoint))
-        .transpose()?;
-    let traces = provider.as_ref().map(|provider| {
-        tracing_opentelemetry::layer().with_tracer(provider.tracer(settings.service))
-    });
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&settings.level));
+    let provider =
+        settings.otlp_endpoint.as_deref().map(|endpoint| exporter(settings, endpoint)).transpose()?;
+    let traces = provider
+        .as_ref()
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(settings.service)));
     let (text, json) = match settings.format {
         LogFormat::Text => {
             let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
@@ -97,21 +93,9 @@ pub fn init(settings: &Settings) -> Result<Guard, TelemetryError> {
                 None,
             )
         }
-        LogFormat::Json => (
-            None,
-            Some(
-                tracing_subscriber::fmt::layer()
-                    .json()
-                    .with_writer(std::io::stderr),
-            ),
-        ),
+        LogFormat::Json => (None, Some(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr))),
     };
-    let _ = tracing_subscriber::registry()
-        .with(filter)
-        .with(traces)
-        .with(text)
-        .with(json)
-        .try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(traces).with(text).with(json).try_init();
     Ok(Guard { provider })
 }
 
@@ -150,29 +134,18 @@ pub fn traced<T>(message: T) -> tonic::Request<T> {
 
 /// The `traceparent` a request carries; empty when it has none.
 pub fn traceparent_of(metadata: &tonic::metadata::MetadataMap) -> &str {
-    metadata
-        .get(TRACEPARENT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
+    metadata.get(TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
 fn exporter(settings: &Settings, endpoint: &str) -> Result<SdkTracerProvider, TelemetryError> {
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(endpoint)
-        .build()
-        .map_err(|error| TelemetryError::Exporter {
-            endpoint: endpoint.to_owned(),
-            message: error.to_string(),
-        })?;
+    let exporter =
+        opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).build().map_err(
+            |error| TelemetryError::Exporter { endpoint: endpoint.to_owned(), message: error.to_string() },
+        )?;
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.sample_ratio)));
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_sampler(sampler)
-        .with_resource(
-            Resource::builder()
-                .with_service_name(settings.service)
-                .build(),
-        )
+        .with_resource(Resource::builder().with_service_name(settings.service).build())
         .build())
 }

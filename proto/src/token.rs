@@ -48,17 +48,12 @@ pub fn decode(text: &str) -> Result<JoinToken, TokenError> {
         return Err(TokenError::Form);
     }
     let body = text.strip_prefix(PREFIX).ok_or(TokenError::Form)?;
-    let bytes = URL_SAFE_NO_PAD
-        .decode(body)
-        .map_err(|_| TokenError::Checksum)?;
-    let (sum, message) = bytes
-        .split_at_checked(CHECKSUM_BYTES)
-        .ok_or(TokenError::Checksum)?;
+    let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| TokenError::Checksum)?;
+    let (sum, message) = bytes.split_at_checked(CHECKSUM_BYTES).ok_or(TokenError::Checksum)?;
     if sum != checksum(message) {
         return Err(TokenError::Checksum);
     }
-    let token =
-        JoinToken::decode(message).map_err(|_| TokenError::Content("not a token message"))?;
+    let token = JoinToken::decode(message).map_err(|_| TokenError::Content("not a token message"))?;
     identity::check_name("fleet", &token.fleet).map_err(TokenError::Name)?;
     identity::check_name("host", &token.host).map_err(TokenError::Name)?;
     if token.ca_pin.len() != 32 {
@@ -72,9 +67,7 @@ pub fn decode(text: &str) -> Result<JoinToken, TokenError> {
 
 fn checksum(message: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, message);
-    digest.as_ref()[..CHECKSUM_BYTES]
-        .try_into()
-        .expect("SHA-256 is longer than the checksum")
+    digest.as_ref()[..CHECKSUM_BYTES].try_into().expect("SHA-256 is longer than the checksum")
 }
 
 #[cfg(test)]
@@ -96,10 +89,7 @@ mod tests {
 
     #[test]
     fn comes_back_whole() {
-        assert_eq!(
-            decode(&format!(" {}\n", encode(&sample()))).unwrap(),
-            sample()
-        );
+        assert_eq!(decode(&format!(" {}\n", encode(&sample()))).unwrap(), sample());
     }
 
     #[test]
@@ -108,10 +98,7 @@ mod tests {
         for at in 0..text.len() {
             let mut bytes = text.clone().into_bytes();
             bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
-            assert!(
-                decode(std::str::from_utf8(&bytes).unwrap()).is_err(),
-                "position {at}"
-            );
+            assert!(decode(std::str::from_utf8(&bytes).unwrap()).is_err(), "position {at}");
         }
     }
 

@@ -12,6 +12,7 @@
 //! - [`product`]: the coordinator, the agents and the command line, run as users run them.
 //! - [`world`]: all of it together, up to the moment when every certificate is issued.
 //! - [`wire`]: agents that are nothing but a client, so that they can misbehave; the simulator uses them too.
+//! - [`proof`]: what must hold after a rotation, and after a crash.
 //! - [`demo`]: what `deploy/demo` shows.
 //! - [`pki`]: a CA made with the `openssl` program, for tests of the harness and for forgeries.
 //!
@@ -29,6 +30,7 @@ pub mod pki;
 pub mod probe;
 pub mod process;
 pub mod product;
+pub mod proof;
 pub mod services;
 pub mod wire;
 pub mod world;

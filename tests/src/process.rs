@@ -226,6 +226,16 @@ impl Daemon {
         }
     }
 
+    /// SIGSTOP: it keeps its connections and does nothing.
+    pub fn pause(&self) {
+        signal(self.pid(), Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        signal(self.pid(), Signal::CONT);
+    }
+
     /// SIGTERM, and SIGKILL when that does not end it in time.
     pub fn stop(&mut self, within: Duration) {
         if let Some(child) = &mut self.child {

@@ -237,6 +237,29 @@ impl Coordinator {
         Ok(token.to_owned())
     }
 
+    /// A rotation as it stands.
+    pub fn rotation(&self, id: &str) -> Result<Value> {
+        self.json(&["rotation", "show", id])
+    }
+
+    /// Waits until a rotation has completed; its last state.
+    pub fn completed(&self, id: &str, within: Duration) -> Result<Value> {
+        wait_until(&format!("the end of rotation {id}"), within, || {
+            let rotation = self.rotation(id)?;
+            if rotation["state"] != "completed" {
+                bail!("it is {}: {}", rotation["state"], rotation);
+            }
+            Ok(rotation)
+        })
+    }
+
+    /// Audit entries of this action, oldest first.
+    pub fn audited(&self, action: &str) -> Result<Vec<Value>> {
+        let list = self.json(&["audit", "list"])?;
+        let all = list.as_array().context("a list of audit entries")?;
+        Ok(all.iter().filter(|entry| entry["action"] == action).cloned().collect())
+    }
+
     /// The newest rotation.
     pub fn newest_rotation(&self) -> Result<Value> {
         let list = self.json(&["rotation", "list"])?;
@@ -313,6 +336,20 @@ impl Agent {
         match &mut self.daemon {
             Some(daemon) => Ok(daemon.ended()?.is_some()),
             None => Ok(true),
+        }
+    }
+
+    /// Stops it in the middle of what it does: it keeps its session and does nothing.
+    pub fn pause(&self) {
+        if let Some(daemon) = &self.daemon {
+            daemon.pause();
+        }
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        if let Some(daemon) = &self.daemon {
+            daemon.resume();
         }
     }
 

@@ -217,6 +217,18 @@ http {{
         self.tls_directory(host).join(name)
     }
 
+    /// Certificate and key of every installation on the host: twice the same file when combined.
+    pub fn pairs(&self, host: &Host) -> Vec<(PathBuf, PathBuf)> {
+        let tls = self.tls_directory(host);
+        let names: &[(&str, &str)] =
+            match (self.certificate_file(host).ends_with("site.pem"), self.certificates) {
+                (true, _) => &[("site.pem", "site.pem")],
+                (false, 1) => &[("site.crt", "site.key")],
+                (false, _) => &[("site.crt", "site.key"), ("client.crt", "client.key")],
+            };
+        names.iter().map(|(certificate, key)| (tls.join(certificate), tls.join(key))).collect()
+    }
+
     fn directory(&self, host: &Host) -> PathBuf {
         host.directory().join("services").join(&self.name)
     }

@@ -12,8 +12,8 @@ use reseal_proto::v1::Finding;
 use super::labels::{Certificate, Trust};
 use super::mounts::{self, Located};
 use super::{
-    Consumer, Container, Endpoint, Host, Installation, Layout, Place, Reload, TrustTarget, Wanted,
-    finding, programs,
+    Consumer, Container, Endpoint, Host, Installation, Layout, Place, Reload, TrustTarget, Wanted, finding,
+    programs,
 };
 
 /// More installations on one host are not reported.
@@ -40,12 +40,7 @@ struct Assembly {
 impl Assembly {
     fn add(&mut self, container: &Container) {
         for problem in &container.declared.problems {
-            self.findings.push(finding(
-                problem.id,
-                &container.name,
-                &problem.message,
-                "warning",
-            ));
+            self.findings.push(finding(problem.id, &container.name, &problem.message, "warning"));
         }
         let mut bundles: Vec<String> = Vec::new();
         for trust in &container.declared.trusts {
@@ -65,8 +60,7 @@ impl Assembly {
             Err(error) => {
                 let object = format!("{}/{name}", container.name);
                 let message = error.to_string();
-                self.findings
-                    .push(finding(error.code(), &object, &message, "critical"));
+                self.findings.push(finding(error.code(), &object, &message, "critical"));
                 None
             }
         }
@@ -86,12 +80,8 @@ impl Assembly {
                 key.file
             }
         };
-        let place = Place {
-            mount: located.mount,
-            directory: located.directory,
-            certificate: located.file,
-            key,
-        };
+        let place =
+            Place { mount: located.mount, directory: located.directory, certificate: located.file, key };
         let wanted = Wanted {
             names: declared.names.clone(),
             layout: declared.layout,
@@ -130,8 +120,7 @@ impl Assembly {
                     "{label} and {} declare the same file {id} but not the same names, layout, usage, key type, owner or mode: it is not managed until they agree",
                     known.label
                 );
-                self.findings
-                    .push(finding("label-conflict", &id, &message, "critical"));
+                self.findings.push(finding("label-conflict", &id, &message, "critical"));
                 self.conflicts.insert(id);
             }
         }
@@ -150,13 +139,11 @@ impl Assembly {
                 programs::described(container),
                 declared.name
             );
-            self.findings
-                .push(finding("reload-missing", label, &message, "warning"));
+            self.findings.push(finding("reload-missing", label, &message, "warning"));
         }
         if container.running && consumer.serves && consumer.endpoints.is_empty() {
             let message = "ports are declared but the container has no address that the host can dial";
-            self.findings
-                .push(finding("endpoint-unreachable", label, message, "warning"));
+            self.findings.push(finding("endpoint-unreachable", label, message, "warning"));
         }
         consumer
     }
@@ -197,8 +184,7 @@ impl Assembly {
                 let message = format!(
                     "two containers declare the bundle file {id} differently: it is not written until they agree"
                 );
-                self.findings
-                    .push(finding("label-conflict", &id, &message, "critical"));
+                self.findings.push(finding("label-conflict", &id, &message, "critical"));
                 self.conflicts.insert(id);
             }
         }
@@ -215,14 +201,12 @@ impl Assembly {
                 "{} installations are declared, {MAX_INSTALLATIONS} are managed: the first by path",
                 self.installations.len()
             );
-            self.findings
-                .push(finding("too-many", "host", &message, "critical"));
+            self.findings.push(finding("too-many", "host", &message, "critical"));
             while self.installations.len() > MAX_INSTALLATIONS {
                 self.installations.pop_last();
             }
         }
-        self.findings
-            .sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+        self.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
         self.findings.dedup();
         Host {
             installations: self.installations,
@@ -254,8 +238,7 @@ impl Assembly {
             }
         }
         for id in self.trusts.keys() {
-            self.findings
-                .extend(claim(id.clone(), id, &mut self.conflicts));
+            self.findings.extend(claim(id.clone(), id, &mut self.conflicts));
         }
     }
 }
@@ -272,16 +255,10 @@ pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
     let mut endpoints: Vec<Endpoint> = Vec::new();
     if container.running {
         for port in &declared.verify {
-            let own = container
-                .addresses
-                .iter()
-                .map(|address| SocketAddr::new(*address, port.port));
+            let own = container.addresses.iter().map(|address| SocketAddr::new(*address, port.port));
             let published = container.published.get(&port.port).into_iter().flatten();
             for address in own.chain(published.copied()) {
-                endpoints.push(Endpoint {
-                    address: address.to_string(),
-                    sni: port.sni.clone(),
-                });
+                endpoints.push(Endpoint { address: address.to_string(), sni: port.sni.clone() });
             }
         }
         endpoints.sort();
@@ -304,11 +281,7 @@ pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
 /// says how, else the known-program table.
 pub fn bundle_consumer(container: &Container) -> Consumer {
     if let Some(first) = container.declared.certificates.first() {
-        return Consumer {
-            serves: false,
-            endpoints: Vec::new(),
-            ..consumer(container, first)
-        };
+        return Consumer { serves: false, endpoints: Vec::new(), ..consumer(container, first) };
     }
     let known = programs::known(container);
     Consumer {

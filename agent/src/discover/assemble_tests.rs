@@ -24,11 +24,7 @@ pub(crate) fn labelled(name: &str, source: &str, extra: &[(&str, &str)]) -> Cont
         pid: 1,
         process: vec!["nginx: master process nginx".into()],
         command: vec!["nginx".into()],
-        mounts: vec![Mount {
-            source: source.into(),
-            destination: "/tls".into(),
-            kind: "bind".into(),
-        }],
+        mounts: vec![Mount { source: source.into(), destination: "/tls".into(), kind: "bind".into() }],
         addresses: vec!["172.17.0.2".parse().unwrap()],
         published: BTreeMap::from([(443, vec!["127.0.0.1:8443".parse().unwrap()])]),
         declared: labels::parse(all),
@@ -60,11 +56,7 @@ fn the_same_file_is_one_installation() {
 
 #[test]
 fn consumers_that_disagree_are_not_managed() {
-    let other = labelled(
-        "b",
-        "/srv/tls",
-        &[("reseal.cert.site.names", "b.example.test")],
-    );
+    let other = labelled("b", "/srv/tls", &[("reseal.cert.site.names", "b.example.test")]);
     let host = assemble(vec![web("a", "/srv/tls"), other]);
     assert!(host.installations.is_empty());
     assert_eq!(host.findings[0].id, "label-conflict");
@@ -113,23 +105,14 @@ fn an_unknown_program_without_a_method_is_a_finding() {
     assert_eq!(host.findings[0].id, "reload-missing");
     assert!(host.findings[0].message.contains("mydaemon"));
     let told = labelled("web", "/srv/tls", &[("reseal.cert.site.reload", "signal:USR1")]);
-    let host = assemble(vec![Container {
-        process: vec!["/usr/bin/mydaemon".into()],
-        ..told
-    }]);
+    let host = assemble(vec![Container { process: vec!["/usr/bin/mydaemon".into()], ..told }]);
     assert_eq!(host.findings, []);
 }
 
 #[test]
 fn a_bundle_is_written_for_each_file() {
-    let extra = [
-        ("reseal.trust.ca.bundle", "managed-root"),
-        ("reseal.trust.ca.path", "/tls/ca.pem"),
-    ];
-    let host = assemble(vec![
-        labelled("a", "/srv/tls", &extra),
-        labelled("b", "/srv/tls", &extra),
-    ]);
+    let extra = [("reseal.trust.ca.bundle", "managed-root"), ("reseal.trust.ca.path", "/tls/ca.pem")];
+    let host = assemble(vec![labelled("a", "/srv/tls", &extra), labelled("b", "/srv/tls", &extra)]);
     assert_eq!(host.trusts.len(), 1);
     assert_eq!(host.trusts[0].consumers.len(), 2);
     assert_eq!(host.installations["/srv/tls/site.crt"].bundles, ["managed-root"]);

@@ -17,8 +17,8 @@ use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecResults};
 use bollard::models::{ContainerInspectResponse, EventMessage, PortBinding};
 use bollard::query_parameters::{
-    EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
-    ListContainersOptionsBuilder, RestartContainerOptions,
+    EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+    RestartContainerOptions,
 };
 use futures_util::{Stream, StreamExt};
 use reseal_proto::facts::printable;
@@ -31,9 +31,8 @@ const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of a command's output, for the error message; bytes.
 const OUTPUT_KEPT: usize = 2048;
 /// What changes the picture. `exec_*`, `health_status` and the like do not.
-const EVENTS: [&str; 9] = [
-    "create", "start", "die", "destroy", "rename", "pause", "unpause", "restart", "update",
-];
+const EVENTS: [&str; 9] =
+    ["create", "start", "die", "destroy", "rename", "pause", "unpause", "restart", "update"];
 
 /// A call to the engine failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +88,7 @@ pub struct Engine {
 impl Engine {
     /// Does not connect yet.
     pub fn new(address: &str) -> Self {
-        Self {
-            address: address.to_owned(),
-            client: Mutex::new(None),
-        }
+        Self { address: address.to_owned(), client: Mutex::new(None) }
     }
 
     async fn client(&self) -> Result<Docker, DockerError> {
@@ -117,10 +113,8 @@ impl Engine {
     pub async fn containers(&self) -> Result<Vec<Container>, DockerError> {
         let client = self.client().await?;
         let options = ListContainersOptionsBuilder::new().all(true).build();
-        let listed = client
-            .list_containers(Some(options))
-            .await
-            .map_err(call("list containers of", &self.address))?;
+        let listed =
+            client.list_containers(Some(options)).await.map_err(call("list containers of", &self.address))?;
         let mut containers = Vec::new();
         for summary in listed {
             let labels = summary.labels.unwrap_or_default();
@@ -150,10 +144,7 @@ impl Engine {
         let mut container = read(&inspected);
         if let Some(other) = mode.strip_prefix("container:") {
             // It lives in another container's network: that one has the addresses.
-            if let Ok(other) = client
-                .inspect_container(other, None::<InspectContainerOptions>)
-                .await
-            {
+            if let Ok(other) = client.inspect_container(other, None::<InspectContainerOptions>).await {
                 let other = read(&other);
                 container.addresses = other.addresses;
                 container.published = other.published;
@@ -168,22 +159,16 @@ impl Engine {
     /// What changes the picture, until the engine closes the stream.
     pub async fn events(
         &self,
-    ) -> Result<impl Stream<Item = Result<EventMessage, bollard::errors::Error>> + use<>, DockerError>
-    {
+    ) -> Result<impl Stream<Item = Result<EventMessage, bollard::errors::Error>> + use<>, DockerError> {
         let client = self.client().await?;
-        let filters = HashMap::from([
-            ("type", vec!["container"]),
-            ("event", EVENTS.to_vec()),
-        ]);
+        let filters = HashMap::from([("type", vec!["container"]), ("event", EVENTS.to_vec())]);
         let options = EventsOptionsBuilder::new().filters(&filters).build();
         Ok(client.events(Some(options)))
     }
 
     /// Sends a signal to PID 1.
     pub async fn signal(&self, container: &str, signal: Signal) -> Result<(), DockerError> {
-        let options = KillContainerOptionsBuilder::new()
-            .signal(signal.name())
-            .build();
+        let options = KillContainerOptionsBuilder::new().signal(signal.name()).build();
         self.client()
             .await?
             .kill_container(container, Some(options))
@@ -202,19 +187,12 @@ impl Engine {
 
     /// Runs a command inside and waits for its end.
     pub async fn exec(&self, container: &str, command: &Command) -> Result<Ended, DockerError> {
-        tokio::time::timeout(EXEC_TIMEOUT, self.exec_unbounded(container, command))
-            .await
-            .map_err(|_| DockerError::Timeout {
-                command: command.to_string(),
-                container: container.to_owned(),
-            })?
+        tokio::time::timeout(EXEC_TIMEOUT, self.exec_unbounded(container, command)).await.map_err(|_| {
+            DockerError::Timeout { command: command.to_string(), container: container.to_owned() }
+        })?
     }
 
-    async fn exec_unbounded(
-        &self,
-        container: &str,
-        command: &Command,
-    ) -> Result<Ended, DockerError> {
+    async fn exec_unbounded(&self, container: &str, command: &Command) -> Result<Ended, DockerError> {
         let client = self.client().await?;
         let failed = call("run a command in container", container);
         let options = CreateExecOptions {
@@ -223,16 +201,10 @@ impl Engine {
             cmd: Some(command.0.clone()),
             ..CreateExecOptions::default()
         };
-        let exec = client
-            .create_exec(container, options)
-            .await
-            .map_err(&failed)?;
+        let exec = client.create_exec(container, options).await.map_err(&failed)?;
         let started = client.start_exec(&exec.id, None).await.map_err(&failed)?;
         let mut output: Vec<u8> = Vec::new();
-        if let StartExecResults::Attached {
-            output: mut stream, ..
-        } = started
-        {
+        if let StartExecResults::Attached { output: mut stream, .. } = started {
             while let Some(chunk) = stream.next().await {
                 let (LogOutput::StdErr { message }
                 | LogOutput::StdOut { message }
@@ -252,40 +224,23 @@ impl Engine {
     }
 }
 
-fn call<'a>(
-    operation: &'static str,
-    object: &'a str,
-) -> impl Fn(bollard::errors::Error) -> DockerError + 'a {
-    move |source| DockerError::Call {
-        operation,
-        object: object.to_owned(),
-        source: Box::new(source),
-    }
+fn call<'a>(operation: &'static str, object: &'a str) -> impl Fn(bollard::errors::Error) -> DockerError + 'a {
+    move |source| DockerError::Call { operation, object: object.to_owned(), source: Box::new(source) }
 }
 
 fn network_mode(inspected: &ContainerInspectResponse) -> String {
-    inspected
-        .host_config
-        .as_ref()
-        .and_then(|config| config.network_mode.clone())
-        .unwrap_or_default()
+    inspected.host_config.as_ref().and_then(|config| config.network_mode.clone()).unwrap_or_default()
 }
 
 fn read(inspected: &ContainerInspectResponse) -> Container {
     let state = inspected.state.as_ref();
-    let flag = |read: fn(&bollard::models::ContainerState) -> Option<bool>| {
-        state.and_then(read).unwrap_or(false)
-    };
+    let flag =
+        |read: fn(&bollard::models::ContainerState) -> Option<bool>| state.and_then(read).unwrap_or(false);
     let running = flag(|s| s.running) && !flag(|s| s.paused) && !flag(|s| s.restarting);
     let pid = state.and_then(|state| state.pid).unwrap_or(0);
     let config = inspected.config.as_ref();
     let labels = config.and_then(|config| config.labels.clone());
-    let command = inspected
-        .path
-        .iter()
-        .chain(inspected.args.iter().flatten())
-        .cloned()
-        .collect();
+    let command = inspected.path.iter().chain(inspected.args.iter().flatten()).cloned().collect();
     let mounts = inspected.mounts.iter().flatten().map(|mount| Mount {
         source: mount.source.clone().unwrap_or_default(),
         destination: mount.destination.clone().unwrap_or_default(),
@@ -293,50 +248,24 @@ fn read(inspected: &ContainerInspectResponse) -> Container {
     });
     let host_network = network_mode(inspected) == "host";
     Container {
-        name: printable(
-            inspected
-                .name
-                .as_deref()
-                .unwrap_or_default()
-                .trim_start_matches('/'),
-        ),
+        name: printable(inspected.name.as_deref().unwrap_or_default().trim_start_matches('/')),
         id: inspected.id.clone().unwrap_or_default(),
-        image: printable(
-            config
-                .and_then(|config| config.image.as_deref())
-                .unwrap_or_default(),
-        ),
+        image: printable(config.and_then(|config| config.image.as_deref()).unwrap_or_default()),
         running,
-        pid: if running {
-            i32::try_from(pid).unwrap_or(0)
-        } else {
-            0
-        },
+        pid: if running { i32::try_from(pid).unwrap_or(0) } else { 0 },
         process: Vec::new(),
         command,
         mounts: mounts.collect(),
-        addresses: if host_network {
-            vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]
-        } else {
-            addresses(inspected)
-        },
+        addresses: if host_network { vec![IpAddr::V4(Ipv4Addr::LOCALHOST)] } else { addresses(inspected) },
         published: published(inspected),
-        declared: labels::parse(
-            labels
-                .iter()
-                .flatten()
-                .map(|(key, value)| (key.as_str(), value.as_str())),
-        ),
+        declared: labels::parse(labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))),
     }
 }
 
 /// One address per network, IPv4 where there is one; sorted, so that the
 /// inventory does not change with the engine's map order.
 fn addresses(inspected: &ContainerInspectResponse) -> Vec<IpAddr> {
-    let networks = inspected
-        .network_settings
-        .as_ref()
-        .and_then(|settings| settings.networks.as_ref());
+    let networks = inspected.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
     let mut addresses: Vec<IpAddr> = networks
         .into_iter()
         .flat_map(HashMap::values)
@@ -351,10 +280,7 @@ fn addresses(inspected: &ContainerInspectResponse) -> Vec<IpAddr> {
 }
 
 fn published(inspected: &ContainerInspectResponse) -> BTreeMap<u16, Vec<SocketAddr>> {
-    let ports = inspected
-        .network_settings
-        .as_ref()
-        .and_then(|settings| settings.ports.as_ref());
+    let ports = inspected.network_settings.as_ref().and_then(|settings| settings.ports.as_ref());
     let mut published: BTreeMap<u16, Vec<SocketAddr>> = BTreeMap::new();
     for (port, bindings) in ports.into_iter().flatten() {
         let Some(Ok(port)) = port.strip_suffix("/tcp").map(str::parse) else {
@@ -419,10 +345,7 @@ mod tests {
         assert_eq!(container.command, ["nginx", "-g", "daemon off;"]);
         assert_eq!(container.mounts[0].source, "/srv/tls");
         assert_eq!(container.addresses.len(), 2);
-        assert_eq!(
-            container.published[&443],
-            ["127.0.0.1:8443".parse().unwrap()]
-        );
+        assert_eq!(container.published[&443], ["127.0.0.1:8443".parse().unwrap()]);
         assert_eq!(container.published.len(), 1);
     }
 

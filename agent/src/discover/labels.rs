@@ -19,8 +19,8 @@ use crate::key::KeyType;
 
 const PREFIX: &str = "reseal.";
 const CERTIFICATE_KEYS: [&str; 12] = [
-    "names", "path", "key", "layout", "usage", "key-type", "issuer", "owner", "mode", "reload",
-    "check", "verify",
+    "names", "path", "key", "layout", "usage", "key-type", "issuer", "owner", "mode", "reload", "check",
+    "verify",
 ];
 const TRUST_KEYS: [&str; 4] = ["bundle", "path", "owner", "mode"];
 /// More certificates or bundles on one container are a mistake.
@@ -123,10 +123,7 @@ impl<'a> Reading<'a> {
             match value {
                 "true" => self.declared.enabled = true,
                 "false" => {}
-                other => self.problem(
-                    "bad-label",
-                    format!("{key}={} must be true or false", shown(other)),
-                ),
+                other => self.problem("bad-label", format!("{key}={} must be true or false", shown(other))),
             }
             return;
         }
@@ -137,11 +134,8 @@ impl<'a> Reading<'a> {
             return self.unknown(key, rest);
         };
         if !is_name(name) {
-            let message = format!(
-                "label {}: the name {} must be 1 to 32 of a-z, 0-9 and '-'",
-                shown(key),
-                shown(name)
-            );
+            let message =
+                format!("label {}: the name {} must be 1 to 32 of a-z, 0-9 and '-'", shown(key), shown(name));
             return self.problem("bad-label", message);
         }
         let (known, table): (&[&str], _) = if kind == "cert" {
@@ -172,21 +166,13 @@ impl<'a> Reading<'a> {
         let candidates = std::iter::once("enable".to_owned())
             .chain(CERTIFICATE_KEYS.iter().map(|k| format!("cert.{name}.{k}")))
             .chain(TRUST_KEYS.iter().map(|k| format!("trust.{name}.{k}")));
-        let typed = if field.is_empty() {
-            rest.to_owned()
-        } else {
-            format!("{kind}.{name}.{field}")
-        };
+        let typed = if field.is_empty() { rest.to_owned() } else { format!("{kind}.{name}.{field}") };
         let typed: String = typed.chars().take(100).collect();
-        let nearest = candidates
-            .min_by_key(|candidate| values::distance(candidate, &typed))
-            .unwrap_or_default();
+        let nearest =
+            candidates.min_by_key(|candidate| values::distance(candidate, &typed)).unwrap_or_default();
         self.problem(
             "unknown-label",
-            format!(
-                "label {} does not exist; the nearest that does is {PREFIX}{nearest}",
-                shown(key)
-            ),
+            format!("label {} does not exist; the nearest that does is {PREFIX}{nearest}", shown(key)),
         );
     }
 
@@ -224,10 +210,7 @@ impl<'a> Reading<'a> {
 
     fn bad(&mut self, what: &str, mistakes: Vec<String>) {
         for mistake in mistakes {
-            self.problem(
-                "bad-label",
-                format!("{PREFIX}{what} is not managed: {mistake}"),
-            );
+            self.problem("bad-label", format!("{PREFIX}{what} is not managed: {mistake}"));
         }
     }
 }
@@ -239,11 +222,7 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    fn optional<T>(
-        &mut self,
-        key: &str,
-        read: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
+    fn optional<T>(&mut self, key: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         let value = self.fields.get(key)?;
         match read(value) {
             Ok(value) => Some(value),
@@ -263,23 +242,14 @@ impl Fields<'_> {
 }
 
 fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate, Vec<String>> {
-    let mut fields = Fields {
-        fields,
-        mistakes: Vec::new(),
-    };
+    let mut fields = Fields { fields, mistakes: Vec::new() };
     let names = fields.needed("names", values::names);
     let path = fields.needed("path", values::file_path);
-    let layout = fields
-        .optional("layout", Layout::from_str)
-        .unwrap_or(Layout::Pair);
+    let layout = fields.optional("layout", Layout::from_str).unwrap_or(Layout::Pair);
     let key = fields.optional("key", values::file_path);
-    let usage = fields
-        .optional("usage", values::usage)
-        .unwrap_or(Usage::Server);
+    let usage = fields.optional("usage", values::usage).unwrap_or(Usage::Server);
     let key_type = fields
-        .optional("key-type", |text| {
-            KeyType::from_str(text).map_err(|error| error.to_string())
-        })
+        .optional("key-type", |text| KeyType::from_str(text).map_err(|error| error.to_string()))
         .unwrap_or(KeyType::EcdsaP256);
     let issuer = fields
         .optional("issuer", |text| match text {
@@ -293,9 +263,7 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
     let check = fields.optional("check", values::check);
     let ports = fields.optional("verify", values::ports);
     if layout == Layout::Combined && key.is_some() {
-        fields
-            .mistakes
-            .push("key: a combined file holds its key itself; remove the label".into());
+        fields.mistakes.push("key: a combined file holds its key itself; remove the label".into());
     }
     let key = match (&path, key) {
         (Some(path), Some(key)) => {
@@ -311,14 +279,10 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
         (None, _) => String::new(),
     };
     if layout == Layout::Pair && path.as_deref() == Some(key.as_str()) {
-        fields
-            .mistakes
-            .push("key: is the same file as path; say layout=combined or name another".into());
+        fields.mistakes.push("key: is the same file as path; say layout=combined or name another".into());
     }
     if usage == Usage::Client && ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
-        fields
-            .mistakes
-            .push("verify: a client certificate is served on no port; remove the label".into());
+        fields.mistakes.push("verify: a client certificate is served on no port; remove the label".into());
     }
     match (names, path) {
         (Some(names), Some(path)) if fields.mistakes.is_empty() => {
@@ -326,10 +290,7 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
             let verify = ports
                 .unwrap_or_default()
                 .into_iter()
-                .map(|(port, name)| Port {
-                    port,
-                    sni: name.unwrap_or_else(|| sni.clone()),
-                })
+                .map(|(port, name)| Port { port, sni: name.unwrap_or_else(|| sni.clone()) })
                 .collect();
             Ok(Certificate {
                 name: name.to_owned(),
@@ -352,10 +313,7 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
 }
 
 fn trust(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Trust, Vec<String>> {
-    let mut fields = Fields {
-        fields,
-        mistakes: Vec::new(),
-    };
+    let mut fields = Fields { fields, mistakes: Vec::new() };
     let bundle = fields.needed("bundle", |text| match text {
         "managed-root" => Ok(text.to_owned()),
         _ => Err("the only bundle is managed-root".to_owned()),
@@ -364,13 +322,9 @@ fn trust(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Trust, Vec<String>
     let owner = fields.optional("owner", Owner::from_str);
     let mode = fields.optional("mode", values::mode);
     match (bundle, path) {
-        (Some(bundle), Some(path)) if fields.mistakes.is_empty() => Ok(Trust {
-            name: name.to_owned(),
-            bundle,
-            path,
-            owner,
-            mode,
-        }),
+        (Some(bundle), Some(path)) if fields.mistakes.is_empty() => {
+            Ok(Trust { name: name.to_owned(), bundle, path, owner, mode })
+        }
         _ => Err(fields.mistakes),
     }
 }
@@ -390,9 +344,7 @@ fn default_sni(names: &[String]) -> String {
 
 fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
 
 /// Quoted, printable and short: labels end up on terminals.

@@ -61,25 +61,15 @@ fn everything_that_can_be_said() {
     assert_eq!(certificate.key, "/tls/private.pem");
     assert_eq!(
         certificate.reload,
-        Some(Reload::Exec(Command(vec![
-            "nginx".into(),
-            "-s".into(),
-            "re load".into()
-        ])))
+        Some(Reload::Exec(Command(vec!["nginx".into(), "-s".into(), "re load".into()])))
     );
     assert_eq!(certificate.owner, Some(Owner { uid: 101, gid: 102 }));
     assert_eq!(certificate.mode, Some(0o640));
     assert_eq!(
         certificate.verify,
         [
-            Port {
-                port: 443,
-                sni: "a.example.test".into()
-            },
-            Port {
-                port: 8443,
-                sni: "api.example.test".into()
-            }
+            Port { port: 443, sni: "a.example.test".into() },
+            Port { port: 8443, sni: "api.example.test".into() }
         ]
     );
     assert_eq!(declared.trusts[0].path, "/tls/ca.pem");
@@ -95,17 +85,10 @@ fn an_unknown_key_names_its_nearest() {
         ("reseal.trust.site.bundel", "reseal.trust.site.bundle"),
     ] {
         let declared = with(&[(typed, "x")]);
-        let unknown: Vec<_> = declared
-            .problems
-            .iter()
-            .filter(|problem| problem.id == "unknown-label")
-            .collect();
+        let unknown: Vec<_> =
+            declared.problems.iter().filter(|problem| problem.id == "unknown-label").collect();
         assert_eq!(unknown.len(), 1, "{typed}");
-        assert!(
-            unknown[0].message.ends_with(nearest),
-            "{typed}: {}",
-            unknown[0].message
-        );
+        assert!(unknown[0].message.ends_with(nearest), "{typed}: {}", unknown[0].message);
         assert_eq!(declared.certificates.len(), 1, "{typed}");
     }
 }
@@ -172,10 +155,7 @@ fn a_bad_value_is_named_and_nothing_is_managed() {
 
 #[test]
 fn what_is_missing_is_said() {
-    let declared = read(&[
-        ("reseal.enable", "true"),
-        ("reseal.cert.site.usage", "client"),
-    ]);
+    let declared = read(&[("reseal.enable", "true"), ("reseal.cert.site.usage", "client")]);
     let text = format!("{:?}", declared.problems);
     assert!(text.contains("names is missing") && text.contains("path is missing"), "{text}");
 }
@@ -184,24 +164,15 @@ fn what_is_missing_is_said() {
 fn a_combined_file_has_no_key_file() {
     let combined = with(&[("reseal.cert.site.layout", "combined")]);
     assert_eq!(combined.certificates.len(), 1);
-    let both = with(&[
-        ("reseal.cert.site.layout", "combined"),
-        ("reseal.cert.site.key", "/tls/k.pem"),
-    ]);
+    let both = with(&[("reseal.cert.site.layout", "combined"), ("reseal.cert.site.key", "/tls/k.pem")]);
     assert_eq!(both.certificates, []);
 }
 
 #[test]
 fn a_client_certificate_is_served_nowhere() {
-    let declared = with(&[
-        ("reseal.cert.site.usage", "client"),
-        ("reseal.cert.site.verify", "443"),
-    ]);
+    let declared = with(&[("reseal.cert.site.usage", "client"), ("reseal.cert.site.verify", "443")]);
     assert_eq!(declared.certificates, []);
-    let declared = with(&[
-        ("reseal.cert.site.usage", "client"),
-        ("reseal.cert.site.verify", "none"),
-    ]);
+    let declared = with(&[("reseal.cert.site.usage", "client"), ("reseal.cert.site.verify", "none")]);
     assert_eq!(declared.certificates.len(), 1);
 }
 
@@ -231,12 +202,8 @@ fn label() -> impl Strategy<Value = (String, String)> {
         Just("reseal.enable".to_owned()),
         "reseal[.]?.{0,20}",
     ];
-    let value = prop_oneof![
-        Just("true".to_owned()),
-        "[a-z*.,0-9:@/]{0,30}",
-        "(exec|signal):.{0,20}",
-        ".{0,60}",
-    ];
+    let value =
+        prop_oneof![Just("true".to_owned()), "[a-z*.,0-9:@/]{0,30}", "(exec|signal):.{0,20}", ".{0,60}",];
     (key, value)
 }
 

@@ -46,7 +46,9 @@ pub enum MountError {
         path: String,
     },
     /// tmpfs and the like.
-    #[error("{path} is on a {kind} mount, which has no files on the host; mount a directory or a volume there")]
+    #[error(
+        "{path} is on a {kind} mount, which has no files on the host; mount a directory or a volume there"
+    )]
     Kind {
         /// Inside the container.
         path: String,
@@ -71,36 +73,21 @@ pub fn locate(mounts: &[Mount], path: &str) -> Result<Located, MountError> {
         .iter()
         .filter_map(|mount| beneath(&mount.destination, path).map(|below| (mount, below)))
         .max_by_key(|(mount, _)| mount.destination.trim_end_matches('/').len())
-        .ok_or_else(|| MountError::NotMounted {
-            path: path.to_owned(),
-        })?;
+        .ok_or_else(|| MountError::NotMounted { path: path.to_owned() })?;
     if !matches!(mount.kind.as_str(), "bind" | "volume") || !mount.source.starts_with('/') {
-        return Err(MountError::Kind {
-            path: path.to_owned(),
-            kind: mount.kind.clone(),
-        });
+        return Err(MountError::Kind { path: path.to_owned(), kind: mount.kind.clone() });
     }
     if below.is_empty() {
-        return Err(MountError::SingleFile {
-            path: path.to_owned(),
-        });
+        return Err(MountError::SingleFile { path: path.to_owned() });
     }
     let (directory, file) = below.rsplit_once('/').unwrap_or(("", below));
-    Ok(Located {
-        mount: mount.source.clone(),
-        directory: directory.to_owned(),
-        file: file.to_owned(),
-    })
+    Ok(Located { mount: mount.source.clone(), directory: directory.to_owned(), file: file.to_owned() })
 }
 
 /// What is left of `path` beneath `destination`; whole components only.
 fn beneath<'a>(destination: &str, path: &'a str) -> Option<&'a str> {
     let rest = path.strip_prefix(destination.trim_end_matches('/'))?;
-    if rest.is_empty() {
-        Some("")
-    } else {
-        rest.strip_prefix('/')
-    }
+    if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
 }
 
 #[cfg(test)]
@@ -109,36 +96,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn mount(source: &str, destination: &str, kind: &str) -> Mount {
-        Mount {
-            source: source.into(),
-            destination: destination.into(),
-            kind: kind.into(),
-        }
+        Mount { source: source.into(), destination: destination.into(), kind: kind.into() }
     }
 
     #[test]
     fn the_deepest_mount_decides() {
-        let mounts = [
-            mount("/srv/all", "/etc", "bind"),
-            mount("/srv/tls", "/etc/tls", "volume"),
-        ];
+        let mounts = [mount("/srv/all", "/etc", "bind"), mount("/srv/tls", "/etc/tls", "volume")];
         assert_eq!(
             locate(&mounts, "/etc/tls/sub/a.crt").unwrap(),
-            Located {
-                mount: "/srv/tls".into(),
-                directory: "sub".into(),
-                file: "a.crt".into()
-            }
+            Located { mount: "/srv/tls".into(), directory: "sub".into(), file: "a.crt".into() }
         );
         assert_eq!(locate(&mounts, "/etc/tlsx/a.crt").unwrap().mount, "/srv/all");
     }
 
     #[test]
     fn what_cannot_be_managed() {
-        let mounts = [
-            mount("/srv/a.crt", "/tls/a.crt", "bind"),
-            mount("", "/run", "tmpfs"),
-        ];
+        let mounts = [mount("/srv/a.crt", "/tls/a.crt", "bind"), mount("", "/run", "tmpfs")];
         let code = |path| locate(&mounts, path).unwrap_err().code();
         assert_eq!(code("/tls/a.crt"), "bind-mounted-file");
         assert_eq!(code("/tls/b.crt"), "path-not-mounted");

@@ -21,19 +21,13 @@ pub struct Known {
 /// The entry for this container's program, if there is one.
 pub fn known(container: &Container) -> Option<Known> {
     match program(container)?.as_str() {
-        "nginx" => Some(Known {
-            reload: Reload::Signal(Signal::Hup),
-            check: Some(nginx_check(&container.command)),
-        }),
+        "nginx" => {
+            Some(Known { reload: Reload::Signal(Signal::Hup), check: Some(nginx_check(&container.command)) })
+        }
         "haproxy" => {
             let words = haproxy_words(container);
-            let master = words
-                .iter()
-                .any(|word| matches!(word.as_str(), "-W" | "-Ws"));
-            master.then(|| Known {
-                reload: Reload::Signal(Signal::Usr2),
-                check: haproxy_check(words),
-            })
+            let master = words.iter().any(|word| matches!(word.as_str(), "-W" | "-Ws"));
+            master.then(|| Known { reload: Reload::Signal(Signal::Usr2), check: haproxy_check(words) })
         }
         _ => None,
     }
@@ -78,11 +72,7 @@ fn nginx_check(command: &[String]) -> Command {
 }
 
 fn haproxy_words(container: &Container) -> &[String] {
-    if container.process.is_empty() {
-        &container.command
-    } else {
-        &container.process
-    }
+    if container.process.is_empty() { &container.command } else { &container.process }
 }
 
 fn haproxy_check(words: &[String]) -> Option<Command> {
@@ -123,38 +113,27 @@ mod tests {
             ("/docker-entrypoint.sh nginx -g x", "x"),
             ("/start", "docker.io/library/nginx:1.25"),
         ] {
-            let container = Container {
-                command: words(command),
-                image: image.into(),
-                ..Container::default()
-            };
+            let container =
+                Container { command: words(command), image: image.into(), ..Container::default() };
             assert!(known(&container).is_some(), "{command} {image}");
         }
     }
 
     #[test]
     fn haproxy_needs_its_master() {
-        let mut container = Container {
-            process: words("haproxy -Ws -f /etc/haproxy/haproxy.cfg"),
-            ..Container::default()
-        };
+        let mut container =
+            Container { process: words("haproxy -Ws -f /etc/haproxy/haproxy.cfg"), ..Container::default() };
         let found = known(&container).unwrap();
         assert_eq!(found.reload, Reload::Signal(Signal::Usr2));
-        assert_eq!(
-            found.check.unwrap().0,
-            words("haproxy -c -q -f /etc/haproxy/haproxy.cfg")
-        );
+        assert_eq!(found.check.unwrap().0, words("haproxy -c -q -f /etc/haproxy/haproxy.cfg"));
         container.process = words("haproxy -db -f /etc/haproxy/haproxy.cfg");
         assert_eq!(known(&container), None);
     }
 
     #[test]
     fn a_shell_in_front_hides_the_program_and_is_named() {
-        let container = Container {
-            process: words("/bin/sh -c nginx"),
-            image: "nginx".into(),
-            ..Container::default()
-        };
+        let container =
+            Container { process: words("/bin/sh -c nginx"), image: "nginx".into(), ..Container::default() };
         assert_eq!(known(&container), None);
         assert_eq!(described(&container), "sh");
     }

@@ -204,9 +204,7 @@ impl FromStr for Command {
 
 /// `check=exec:COMMAND`.
 pub(super) fn check(text: &str) -> Result<Command, String> {
-    text.strip_prefix("exec:")
-        .ok_or_else(|| "must be exec:COMMAND".to_owned())
-        .and_then(Command::from_str)
+    text.strip_prefix("exec:").ok_or_else(|| "must be exec:COMMAND".to_owned()).and_then(Command::from_str)
 }
 
 /// `usage=`.
@@ -224,11 +222,8 @@ pub(super) fn names(text: &str) -> Result<Vec<String>, String> {
     let mut seen = BTreeSet::new();
     let mut names = Vec::new();
     for item in text.split(',').map(str::trim) {
-        let name = if let Ok(address) = item.parse::<IpAddr>() {
-            address.to_string()
-        } else {
-            dns_name(item)?
-        };
+        let name =
+            if let Ok(address) = item.parse::<IpAddr>() { address.to_string() } else { dns_name(item)? };
         if seen.insert(name.clone()) {
             names.push(name);
         }
@@ -247,14 +242,9 @@ fn dns_name(text: &str) -> Result<String, String> {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
-    let numeric_end = host
-        .rsplit('.')
-        .next()
-        .is_some_and(|last| last.chars().all(|c| c.is_ascii_digit()));
+    let numeric_end = host.rsplit('.').next().is_some_and(|last| last.chars().all(|c| c.is_ascii_digit()));
     if name.len() <= 253 && host.split('.').all(label) && !numeric_end {
         Ok(name)
     } else {
@@ -279,9 +269,7 @@ pub(super) fn file_path(text: &str) -> Result<String, String> {
     match (good, reserved) {
         (true, false) => Ok(text.to_owned()),
         (true, true) => Err("a directory .reseal belongs to the agent".into()),
-        (false, _) => {
-            Err("must be an absolute file path without empty, '.' or '..' components".into())
-        }
+        (false, _) => Err("must be an absolute file path without empty, '.' or '..' components".into()),
     }
 }
 

@@ -59,11 +59,7 @@ impl Discovery {
             scanned: None,
         };
         tokio::spawn(task.run());
-        Self {
-            engine,
-            host,
-            requests,
-        }
+        Self { engine, host, requests }
     }
 
     /// Follows the picture; `None` until the first scan succeeded.
@@ -87,11 +83,7 @@ impl Discovery {
 
     /// Adds (`Some`) or takes back (`None`) a finding.
     pub async fn note(&self, id: &'static str, object: &str, found: Option<Finding>) {
-        let note = Note {
-            id,
-            object: object.to_owned(),
-            finding: found,
-        };
+        let note = Note { id, object: object.to_owned(), finding: found };
         let _ = self.requests.send(Request::Note(note)).await;
     }
 
@@ -104,9 +96,7 @@ impl Discovery {
     /// per container, by name, because it may have been recreated. A container
     /// that is gone, or declares something else now, is no consumer any more.
     pub async fn consumers(&self, installation: &Installation) -> Result<Vec<Consumer>, DockerError> {
-        let newest = self
-            .host()
-            .and_then(|host| host.installations.get(&installation.id).cloned());
+        let newest = self.host().and_then(|host| host.installations.get(&installation.id).cloned());
         let known = newest.as_ref().unwrap_or(installation);
         let mut consumers = Vec::new();
         for consumer in &known.consumers {
@@ -226,8 +216,7 @@ impl Task {
         .await;
         let Ok(mut host) = host else { return false };
         // An orphan without a file is nothing.
-        host.installations
-            .retain(|_, i| !i.consumers.is_empty() || i.certificate.is_some());
+        host.installations.retain(|_, i| !i.consumers.is_empty() || i.certificate.is_some());
         self.scanned = Some(host);
         self.publish(None);
         true
@@ -260,8 +249,7 @@ impl Task {
         };
         host.findings.extend(self.notes.values().cloned());
         host.findings.extend(extra);
-        host.findings
-            .sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+        host.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
         self.sender.send_replace(Some(Arc::new(host)));
     }
 }
@@ -270,22 +258,11 @@ impl Task {
 /// and declares something else.
 fn keep_orphans(host: &mut Host, before: &Host, names: &[String]) {
     for (id, installation) in &before.installations {
-        let declared_away = installation
-            .consumers
-            .iter()
-            .any(|consumer| names.contains(&consumer.container));
-        let conflict = host
-            .findings
-            .iter()
-            .any(|found| found.id == "label-conflict" && found.object == *id);
+        let declared_away = installation.consumers.iter().any(|consumer| names.contains(&consumer.container));
+        let conflict = host.findings.iter().any(|found| found.id == "label-conflict" && found.object == *id);
         if !host.installations.contains_key(id) && !declared_away && !conflict {
-            host.installations.insert(
-                id.clone(),
-                Installation {
-                    consumers: Vec::new(),
-                    ..installation.clone()
-                },
-            );
+            host.installations
+                .insert(id.clone(), Installation { consumers: Vec::new(), ..installation.clone() });
         }
     }
 }
@@ -305,20 +282,12 @@ pub fn read_certificates(config: &Config, host: &mut Host) {
                     installation.certificate = Some(facts);
                     continue;
                 }
-                Err(error) => (
-                    "certificate-unreadable",
-                    crate::chain_of(&error).to_string(),
-                ),
+                Err(error) => ("certificate-unreadable", crate::chain_of(&error).to_string()),
             },
             Err(error) => (error.code(), crate::chain_of(&error).to_string()),
         };
         installation.certificate = None;
-        host.findings.push(finding(
-            problem.0,
-            &installation.id,
-            &problem.1,
-            "critical",
-        ));
+        host.findings.push(finding(problem.0, &installation.id, &problem.1, "critical"));
     }
 }
 

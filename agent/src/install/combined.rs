@@ -17,18 +17,13 @@ impl Files {
         directory: &Dir,
         chain: &str,
     ) -> Result<Option<String>, InstallError> {
-        let key = self
-            .pending_key(generation)?
-            .ok_or_else(|| self.no_key(generation))?;
+        let key = self.pending_key(generation)?.ok_or_else(|| self.no_key(generation))?;
         let key = pem::private_key(&key);
         let mut text = Zeroizing::new(String::with_capacity(chain.len() + key.len()));
         text.push_str(chain);
         text.push_str(&key);
         let file = &self.place.certificate;
-        self.named(
-            self.key_access()
-                .and_then(|access| directory.replace(file, text.as_bytes(), access)),
-        )?;
+        self.named(self.key_access().and_then(|access| directory.replace(file, text.as_bytes(), access)))?;
         if let Some(current) = self.current_combined()? {
             return Ok(Some(current));
         }
@@ -46,9 +41,7 @@ impl Files {
     }
 
     pub(super) fn switch_combined(&self, generation: &str) -> Result<(), InstallError> {
-        let directory = self
-            .generation(generation)?
-            .ok_or_else(|| self.no_key(generation))?;
+        let directory = self.generation(generation)?.ok_or_else(|| self.no_key(generation))?;
         let file = &self.place.certificate;
         self.named(self.dir.replace_hard_link(file, &directory, file))
     }

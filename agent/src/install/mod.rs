@@ -95,10 +95,8 @@ impl Files {
     /// Opens the directory; refuses what [`Dir::open`] refuses.
     pub fn open(config: &Config, installation: &Installation) -> Result<Self, InstallError> {
         let place = installation.place.clone();
-        let dir = Dir::open(config, &place).map_err(|source| InstallError::Files {
-            path: place.id(),
-            source,
-        })?;
+        let dir =
+            Dir::open(config, &place).map_err(|source| InstallError::Files { path: place.id(), source })?;
         Ok(Self {
             dir,
             place,
@@ -122,10 +120,7 @@ impl Files {
     }
 
     /// The key of a generation that waits for its certificate, PKCS#8.
-    pub fn pending_key(
-        &self,
-        generation: &str,
-    ) -> Result<Option<Zeroizing<Vec<u8>>>, InstallError> {
+    pub fn pending_key(&self, generation: &str) -> Result<Option<Zeroizing<Vec<u8>>>, InstallError> {
         let Some(directory) = self.generation(generation)? else {
             return Ok(None);
         };
@@ -140,9 +135,7 @@ impl Files {
         generation: &str,
         chain: &[CertificateDer<'_>],
     ) -> Result<Option<String>, InstallError> {
-        let directory = self
-            .generation(generation)?
-            .ok_or_else(|| self.no_key(generation))?;
+        let directory = self.generation(generation)?.ok_or_else(|| self.no_key(generation))?;
         let text = pem::certificates(chain.iter().map(AsRef::as_ref));
         match self.layout {
             Layout::Pair => self.stage_pair(generation, &directory, text.as_bytes()),
@@ -174,10 +167,7 @@ impl Files {
         if self.current()?.as_deref() == Some(generation) {
             return Ok(Progress::Live);
         }
-        if self
-            .named(directory.kind(&self.place.certificate))?
-            .is_some()
-        {
+        if self.named(directory.kind(&self.place.certificate))?.is_some() {
             return Ok(Progress::Staged);
         }
         match self.pending_key(generation)? {
@@ -243,10 +233,7 @@ impl Files {
             None => self
                 .dir
                 .read(&self.place.certificate, pem::MAX_FILE_BYTES)?
-                .map(|content| Access {
-                    mode: KEY_MODE,
-                    ..content.access
-                }),
+                .map(|content| Access { mode: KEY_MODE, ..content.access }),
         };
         let mut access = there.unwrap_or_else(|| self.own(KEY_MODE));
         if let Some(owner) = self.owner {
@@ -260,11 +247,7 @@ impl Files {
 
     /// The agent's own user: root on a host.
     fn own(&self, mode: u32) -> Access {
-        Access {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-            mode,
-        }
+        Access { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode }
     }
 
     fn key_file(&self) -> &str {
@@ -295,10 +278,7 @@ impl Files {
         let Some(content) = self.dir.read(file, pem::MAX_FILE_BYTES)? else {
             return Ok(false);
         };
-        let regular = matches!(
-            self.dir.kind(file)?,
-            Some((rustix::fs::FileType::RegularFile, _))
-        );
+        let regular = matches!(self.dir.kind(file)?, Some((rustix::fs::FileType::RegularFile, _)));
         if !regular || to.replace_hard_link(file, &self.dir, file).is_err() {
             to.replace(file, &content.bytes, content.access)?;
         }
@@ -306,17 +286,11 @@ impl Files {
     }
 
     fn no_key(&self, generation: &str) -> InstallError {
-        InstallError::Key {
-            path: self.place.id(),
-            generation: generation.to_owned(),
-        }
+        InstallError::Key { path: self.place.id(), generation: generation.to_owned() }
     }
 
     fn named<T>(&self, result: Result<T, DirError>) -> Result<T, InstallError> {
-        result.map_err(|source| InstallError::Files {
-            path: self.place.id(),
-            source,
-        })
+        result.map_err(|source| InstallError::Files { path: self.place.id(), source })
     }
 }
 

@@ -25,10 +25,7 @@ impl Files {
             return Err(self.no_key(generation));
         }
         self.named((|| {
-            let access = Access {
-                mode: CERTIFICATE_MODE,
-                ..self.key_access()?
-            };
+            let access = Access { mode: CERTIFICATE_MODE, ..self.key_access()? };
             directory.replace(&self.place.certificate, chain, access)
         })())?;
         if !self.named(self.is_ours(&self.place.certificate))?
@@ -40,10 +37,7 @@ impl Files {
     }
 
     pub(super) fn switch_pair(&self, generation: &str) -> Result<(), InstallError> {
-        self.named(
-            self.area()
-                .and_then(|area| area.replace_link(CURRENT, generation)),
-        )
+        self.named(self.area().and_then(|area| area.replace_link(CURRENT, generation)))
     }
 
     pub(super) fn current_pair(&self) -> Result<Option<String>, InstallError> {
@@ -56,10 +50,7 @@ impl Files {
         })())?;
         match target {
             Some(target) if target.contains('/') || target == ".." || target == "." => {
-                Err(InstallError::Foreign {
-                    path: self.place.id(),
-                    target,
-                })
+                Err(InstallError::Foreign { path: self.place.id(), target })
             }
             target => Ok(target),
         }

@@ -76,14 +76,12 @@ impl Bench {
             Layout::Pair => {
                 std::fs::write(self.path("site.crt"), certificate).unwrap();
                 std::fs::write(self.path("site.key"), key.as_bytes()).unwrap();
-                std::fs::set_permissions(self.path("site.key"), PermissionsExt::from_mode(0o640))
-                    .unwrap();
+                std::fs::set_permissions(self.path("site.key"), PermissionsExt::from_mode(0o640)).unwrap();
             }
             Layout::Combined => {
                 let text = certificate + &key;
                 std::fs::write(self.path("site.crt"), text).unwrap();
-                std::fs::set_permissions(self.path("site.crt"), PermissionsExt::from_mode(0o640))
-                    .unwrap();
+                std::fs::set_permissions(self.path("site.crt"), PermissionsExt::from_mode(0o640)).unwrap();
             }
         }
         chain[0].to_vec()
@@ -181,10 +179,7 @@ fn rolls_back_and_forth_and_settles() {
         assert_eq!(bench.served(), Some(second));
         // Of the old generation no key is left; of the new one there is one file (two names when combined).
         let keys = bench.keys();
-        assert!(
-            keys.iter().all(|path| !path.to_string_lossy().contains("/1/")),
-            "{keys:?}"
-        );
+        assert!(keys.iter().all(|path| !path.to_string_lossy().contains("/1/")), "{keys:?}");
     }
 }
 
@@ -223,10 +218,7 @@ fn a_hostile_area_is_refused() {
     let outside = tempfile::tempdir().unwrap();
     symlink(outside.path(), bench.path(".reseal")).unwrap();
     let (key, _) = bench.issue();
-    let error = bench
-        .files()
-        .prepare("1", &key.to_pkcs8().unwrap())
-        .unwrap_err();
+    let error = bench.files().prepare("1", &key.to_pkcs8().unwrap()).unwrap_err();
     assert_eq!(error.code(), "path-escapes");
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
 }

@@ -143,10 +143,7 @@ async fn until(
 }
 
 /// One round: every version the endpoint speaks, several times in a row.
-pub async fn look(
-    endpoint: &Endpoint,
-    expected: Expected<'_>,
-) -> Result<EndpointProof, VerifyError> {
+pub async fn look(endpoint: &Endpoint, expected: Expected<'_>) -> Result<EndpointProof, VerifyError> {
     let mut handshakes = 0;
     let mut versions = Vec::new();
     let mut chain_valid = false;
@@ -186,11 +183,7 @@ pub async fn look(
 }
 
 /// Is what was seen what is expected? Says whether the chain was judged good.
-fn judge(
-    endpoint: &Endpoint,
-    expected: Expected<'_>,
-    seen: &Seen,
-) -> Result<bool, VerifyError> {
+fn judge(endpoint: &Endpoint, expected: Expected<'_>, seen: &Seen) -> Result<bool, VerifyError> {
     let served = sha256(&seen.chain[0]);
     if served != expected.fingerprint {
         return Err(VerifyError::Differs {
@@ -200,27 +193,16 @@ fn judge(
             expected: hex::encode(&expected.fingerprint[..8]),
         });
     }
-    let (Some(anchors), Ok(name)) = (
-        expected.anchors,
-        ServerName::try_from(endpoint.sni.as_str()),
-    ) else {
+    let (Some(anchors), Ok(name)) = (expected.anchors, ServerName::try_from(endpoint.sni.as_str())) else {
         return Ok(false);
     };
-    chain::accepted(&seen.chain, &name, anchors, crate::app::unix_time())
-        .map(|()| true)
-        .map_err(|source| VerifyError::Chain {
-            address: endpoint.address.clone(),
-            sni: endpoint.sni.clone(),
-            source,
-        })
+    chain::accepted(&seen.chain, &name, anchors, crate::app::unix_time()).map(|()| true).map_err(|source| {
+        VerifyError::Chain { address: endpoint.address.clone(), sni: endpoint.sni.clone(), source }
+    })
 }
 
 fn probe_failed(endpoint: &Endpoint, source: ProbeError) -> VerifyError {
-    VerifyError::Probe {
-        address: endpoint.address.clone(),
-        sni: endpoint.sni.clone(),
-        source,
-    }
+    VerifyError::Probe { address: endpoint.address.clone(), sni: endpoint.sni.clone(), source }
 }
 
 #[cfg(test)]

@@ -12,8 +12,7 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::{
-    AlertDescription, ClientConfig, DigitallySignedStruct, SignatureScheme,
-    SupportedProtocolVersion,
+    AlertDescription, ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
@@ -97,8 +96,8 @@ impl ProbeError {
 
 /// Connects and shakes hands once.
 pub async fn handshake(endpoint: &Endpoint, version: Version) -> Result<Seen, ProbeError> {
-    let name = ServerName::try_from(endpoint.sni.clone())
-        .map_err(|_| ProbeError::Name(endpoint.sni.clone()))?;
+    let name =
+        ServerName::try_from(endpoint.sni.clone()).map_err(|_| ProbeError::Name(endpoint.sni.clone()))?;
     let provider = CryptoProvider::get_default()
         .cloned()
         .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
@@ -114,9 +113,7 @@ pub async fn handshake(endpoint: &Endpoint, version: Version) -> Result<Seen, Pr
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     let work = async {
-        let stream = TcpStream::connect(&endpoint.address)
-            .await
-            .map_err(ProbeError::Connect)?;
+        let stream = TcpStream::connect(&endpoint.address).await.map_err(ProbeError::Connect)?;
         let _ = stream.set_nodelay(true);
         tokio_rustls::TlsConnector::from(Arc::new(config))
             .connect(name, stream)
@@ -124,34 +121,25 @@ pub async fn handshake(endpoint: &Endpoint, version: Version) -> Result<Seen, Pr
             .map(drop)
             .map_err(|error| classify(error, version))
     };
-    let result = tokio::time::timeout(TIMEOUT, work)
-        .await
-        .unwrap_or(Err(ProbeError::Timeout));
+    let result = tokio::time::timeout(TIMEOUT, work).await.unwrap_or(Err(ProbeError::Timeout));
     let witnessed = std::mem::take(&mut *witness.seen.lock().expect("no panic while held"));
     match (witnessed, result) {
         (Witnessed { chain, proved: true }, _) if !chain.is_empty() => Ok(Seen { chain }),
         (_, Err(error)) => Err(error),
         // A handshake cannot succeed without a signature.
-        (_, Ok(())) => Err(ProbeError::Handshake(std::io::Error::other(
-            "the server proved nothing",
-        ))),
+        (_, Ok(())) => Err(ProbeError::Handshake(std::io::Error::other("the server proved nothing"))),
     }
 }
 
 fn classify(error: std::io::Error, version: Version) -> ProbeError {
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(
             rustls::Error::AlertReceived(
                 AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure,
             )
             | rustls::Error::PeerIncompatible(_),
-        ) => ProbeError::Version {
-            version: version.name(),
-            source: error,
-        },
+        ) => ProbeError::Version { version: version.name(), source: error },
         _ => ProbeError::Handshake(error),
     }
 }
@@ -197,12 +185,8 @@ impl ServerCertVerifier for Witness {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let valid = rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.algorithms,
-        )?;
+        let valid =
+            rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)?;
         self.proved();
         Ok(valid)
     }
@@ -213,12 +197,8 @@ impl ServerCertVerifier for Witness {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let valid = rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.algorithms,
-        )?;
+        let valid =
+            rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)?;
         self.proved();
         Ok(valid)
     }

@@ -49,10 +49,7 @@ async fn serve(authority: &Authority, versions: Versions, client_auth: bool) -> 
     let (config, leaf) = server_config(authority, versions, client_auth);
     let config = Arc::new(std::sync::Mutex::new(Arc::new(config)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = Endpoint {
-        address: listener.local_addr().unwrap().to_string(),
-        sni: "a.test".into(),
-    };
+    let endpoint = Endpoint { address: listener.local_addr().unwrap().to_string(), sni: "a.test".into() };
     let current = config.clone();
     let task = tokio::spawn(async move {
         loop {
@@ -61,13 +58,7 @@ async fn serve(authority: &Authority, versions: Versions, client_auth: bool) -> 
             tokio::spawn(async move { acceptor.accept(stream).await.map(drop) });
         }
     });
-    Server {
-        endpoint,
-        leaf,
-        root: authority.root.clone(),
-        config,
-        task,
-    }
+    Server { endpoint, leaf, root: authority.root.clone(), config, task }
 }
 
 const BOTH: Versions = &[&rustls::version::TLS12, &rustls::version::TLS13];
@@ -77,25 +68,17 @@ const NEW: Versions = &[&rustls::version::TLS13];
 #[tokio::test]
 async fn every_spoken_version_is_looked_at() {
     let authority = Authority::new("a");
-    for (versions, names) in [
-        (BOTH, vec!["TLSv1.3", "TLSv1.2"]),
-        (OLD, vec!["TLSv1.2"]),
-        (NEW, vec!["TLSv1.3"]),
-    ] {
+    for (versions, names) in
+        [(BOTH, vec!["TLSv1.3", "TLSv1.2"]), (OLD, vec!["TLSv1.2"]), (NEW, vec!["TLSv1.3"])]
+    {
         let server = serve(&authority, versions, false).await;
         let anchors = [server.root.clone()];
-        let expected = Expected {
-            fingerprint: server.leaf,
-            anchors: Some(&anchors),
-        };
+        let expected = Expected { fingerprint: server.leaf, anchors: Some(&anchors) };
         let proof = look(&server.endpoint, expected).await.unwrap();
         assert_eq!(proof.versions, names);
         assert_eq!(proof.handshakes as usize, HANDSHAKES * names.len());
         assert!(proof.chain_valid);
-        let address = Endpoint {
-            sni: "127.0.0.1".into(),
-            ..server.endpoint.clone()
-        };
+        let address = Endpoint { sni: "127.0.0.1".into(), ..server.endpoint.clone() };
         assert!(look(&address, expected).await.unwrap().chain_valid);
     }
 }
@@ -106,10 +89,7 @@ async fn a_server_that_wants_a_client_certificate_is_seen_all_the_same() {
     for versions in [OLD, NEW] {
         let server = serve(&authority, versions, true).await;
         let anchors = [server.root.clone()];
-        let expected = Expected {
-            fingerprint: server.leaf,
-            anchors: Some(&anchors),
-        };
+        let expected = Expected { fingerprint: server.leaf, anchors: Some(&anchors) };
         let proof = look(&server.endpoint, expected).await.unwrap();
         assert_eq!(proof.handshakes as usize, HANDSHAKES);
     }
@@ -121,29 +101,20 @@ async fn what_is_wrong_is_named() {
     let server = serve(&authority, BOTH, false).await;
     let stranger = [Authority::new("b").root];
     let own = [server.root.clone()];
-    let expect = |fingerprint, anchors| Expected {
-        fingerprint,
-        anchors: Some(anchors),
-    };
+    let expect = |fingerprint, anchors| Expected { fingerprint, anchors: Some(anchors) };
     let code = |result: Result<EndpointProof, VerifyError>| result.unwrap_err().code();
     let result = look(&server.endpoint, expect([7; 32], own.as_slice())).await;
     assert_eq!(code(result), "served-differs");
     let result = look(&server.endpoint, expect(server.leaf, stranger.as_slice())).await;
     assert_eq!(code(result), "chain-invalid");
-    let other = Endpoint {
-        sni: "b.test".into(),
-        ..server.endpoint.clone()
-    };
+    let other = Endpoint { sni: "b.test".into(), ..server.endpoint.clone() };
     let result = look(&other, expect(server.leaf, own.as_slice())).await;
     assert_eq!(code(result), "chain-invalid");
 
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = closed.local_addr().unwrap().to_string();
     drop(closed);
-    let gone = Endpoint {
-        address,
-        sni: "a.test".into(),
-    };
+    let gone = Endpoint { address, sni: "a.test".into() };
     let result = look(&gone, expect(server.leaf, own.as_slice())).await;
     assert_eq!(code(result), "endpoint-unreachable");
 }
@@ -154,10 +125,7 @@ async fn waits_until_the_new_one_is_served() {
     let server = serve(&authority, BOTH, false).await;
     let (config, leaf) = server_config(&authority, BOTH, false);
     let endpoints_list = [server.endpoint.clone()];
-    let expected = Expected {
-        fingerprint: leaf,
-        anchors: None,
-    };
+    let expected = Expected { fingerprint: leaf, anchors: None };
     // Before the switch a short deadline passes without success.
     let soon = Instant::now() + Duration::from_millis(100);
     let (proofs, result) = endpoints(&endpoints_list, expected, soon).await;

@@ -76,8 +76,10 @@ impl Builtin {
 impl Issuer for Builtin {
     async fn step(&self, grants: Vec<Grant>, now: i64) -> Vec<Step> {
         let (ca, not_after) = (self.ca.clone(), self.not_after);
-        off_thread(&self.cores, move || grants.iter().map(|grant| sign(&ca, grant, not_after, now)).collect())
-            .await
+        off_thread(&self.cores, grants.len(), move || {
+            grants.iter().map(|grant| sign(&ca, grant, not_after, now)).collect()
+        })
+        .await
     }
 
     fn intermediates(&self) -> &[Vec<u8>] {
@@ -94,12 +96,19 @@ pub fn issuer_key(certificate: &[u8]) -> Result<IssuerKey, facts::FactsError> {
     })
 }
 
-/// Runs signing and verifying where it does not hold up the network: at most as
-/// many at a time as there are cores.
+/// Signatures that are quicker computed where one stands than handed to another thread.
+const FEW: usize = 2;
+
+/// Runs the signing or verifying of `signatures` where it does not hold up the
+/// network: at most as many threads at a time as there are cores.
 pub(super) async fn off_thread<T: Send + 'static>(
     cores: &Arc<Semaphore>,
+    signatures: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {
+    if signatures <= FEW {
+        return work();
+    }
     let permit = cores.clone().acquire_owned().await.expect("the semaphore is never closed");
     tokio::task::spawn_blocking(move || {
         let _permit = permit;

@@ -117,7 +117,7 @@ impl Issuance {
         let batch_name = request.batch;
         let csrs = Arc::new(request.csrs);
         let parsing = csrs.clone();
-        let parsed = off_thread(&self.cores, move || {
+        let parsed = off_thread(&self.cores, csrs.len(), move || {
             parsing.iter().map(|csr| Request::from_der(&csr.der)).collect::<Vec<_>>()
         })
         .await;

@@ -7,6 +7,7 @@ use super::*;
 use tempfile::TempDir;
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 async fn exported(store: &Store) -> Vec<u8> {
     let mut export = store.export(1_000);
@@ -121,22 +122,107 @@ async fn an_export_shows_one_instant_of_a_busy_store() {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), busy).await.expect("the writers write");
-    let bytes = exported(&store).await;
+    let mut exports = Vec::new();
+    for _ in 0..15 {
+        exports.push(exported(&store).await);
+    }
     writers.iter().for_each(tokio::task::JoinHandle::abort);
-    let copy = home.path().join("copy");
-    Store::import(&copy, "c1", bytes.as_slice()).await.expect("whole");
-    let copy = Store::open(&copy, "c1").expect("opens");
-    let revealed = copy.range::<Counter>("z/").await.expect("reads");
+    for (n, bytes) in exports.iter().enumerate() {
+        let copy = home.path().join(format!("copy-{n}"));
+        Store::import(&copy, "c1", bytes.as_slice()).await.expect("whole");
+        check_pairs(&Store::open(&copy, "c1").expect("opens")).await;
+    }
+}
+
+async fn check_pairs(store: &Store) {
+    let revealed = store.range::<Counter>("z/").await.expect("reads");
     assert_eq!(revealed.len(), 20);
     for (key, newest) in revealed {
         let w = key.strip_prefix("z/").expect("of z");
-        let there = copy.range::<Counter>(&format!("a/{w}/")).await.expect("reads");
+        let there = store.range::<Counter>(&format!("a/{w}/")).await.expect("reads");
         let numbers: Vec<u64> = there.iter().map(|(_, found)| found.value.value).collect();
         let newest = newest.value.value;
-        let expected: Vec<u64> = (newest - 9..=newest).collect();
-        assert!(
-            numbers == expected || numbers == (newest - 9..=newest + 1).collect::<Vec<_>>(),
-            "{key}: {numbers:?}"
-        );
+        let settled: Vec<u64> = (newest - 9..=newest).collect();
+        let next_unrevealed: Vec<u64> = (newest - 9..=newest + 1).collect();
+        assert!(numbers == settled || numbers == next_unrevealed, "{key} {newest}: {numbers:?}");
     }
+}
+
+/// An engine under which somebody commits whenever [`WATCHED`] is read.
+struct Meddled {
+    engine: Sled,
+    meddler: Mutex<Option<Store>>,
+    answers: Mutex<Vec<bool>>,
+}
+
+const WATCHED: &str = "a/watched";
+
+#[async_trait::async_trait]
+impl Kv for Meddled {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let meddler = self.meddler.lock().expect("no panic").clone();
+        if let (WATCHED, Some(meddler)) = (key, meddler) {
+            let commit = meddler.commit(Commit::new().put("z/late", &number(1)));
+            let answer = tokio::time::timeout(Duration::from_millis(300), commit).await;
+            self.answers.lock().expect("no panic").push(answer.is_ok());
+        }
+        self.engine.get(key).await
+    }
+
+    async fn page(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Entry)>, StoreError> {
+        self.engine.page(prefix, after, limit).await
+    }
+
+    async fn commit(&self, group: Vec<kv::Member>) -> Result<Vec<Result<u64, StoreError>>, StoreError> {
+        self.engine.commit(group).await
+    }
+
+    async fn acquire(&self, key: &str, holder: &str, ttl: Duration) -> Result<Option<Lease>, StoreError> {
+        self.engine.acquire(key, holder, ttl).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<bool, StoreError> {
+        self.engine.renew(lease).await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.engine.release(lease).await
+    }
+
+    fn watch(&self) -> Watch {
+        self.engine.watch()
+    }
+
+    fn epoch(&self) -> u64 {
+        self.engine.epoch()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_are_held_while_an_export_corrects_itself_and_go_on_after() {
+    let home = tempfile::tempdir().expect("a directory");
+    let engine = Sled::create(&home.path().join("store"), "c1", 0).expect("new");
+    let meddled = Arc::new(Meddled { engine, meddler: Mutex::new(None), answers: Mutex::new(Vec::new()) });
+    let store = Store::over(meddled.clone()).expect("starts");
+    store.commit(Commit::new().put(WATCHED, &number(1))).await.expect("works");
+    let mut export = store.export(1);
+    export.next().await.expect("exports").expect("a header");
+    export.next().await.expect("exports").expect("a page");
+    store.commit(Commit::new().put(WATCHED, &number(2))).await.expect("works");
+    *meddled.meddler.lock().expect("no panic") = Some(store.clone());
+    while export.next().await.expect("exports").is_some() {}
+    let meddler = meddled.meddler.lock().expect("no panic").take();
+    assert_eq!(*meddled.answers.lock().expect("no panic"), [false], "asked once, and held");
+    drop(meddler);
+    let late = async {
+        while store.get::<Counter>("z/late").await.expect("reads").is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), late).await.expect("committed when the export is done");
 }

@@ -375,14 +375,12 @@ mod tests {
         let mut deleted = 0;
         while !writing.is_finished() {
             let entry = engine.get("k/1").await.expect("works");
+            let after_get = engine.settled.borrow().revision;
             let page = engine.page("k/", None, 10).await.expect("works");
-            let durable = engine.settled.borrow().revision;
-            let revisions =
-                entry.iter().chain(page.iter().map(|(_, entry)| entry)).map(|entry| entry.revision);
-            for revision in revisions {
-                assert!(revision <= durable);
-                seen.insert(revision);
-            }
+            let after_page = engine.settled.borrow().revision;
+            assert!(entry.iter().all(|entry| entry.revision <= after_get));
+            assert!(page.iter().all(|(_, entry)| entry.revision <= after_page));
+            seen.extend(entry.iter().map(|entry| entry.revision));
             deleted += u32::from(entry.is_none());
         }
         writing.join().expect("no panic");

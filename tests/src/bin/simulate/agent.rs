@@ -56,7 +56,7 @@ impl Fleet {
 
 /// Invites and enrols `number` hosts, as real agents do.
 pub(crate) async fn enrol(coordinator: &Coordinator, number: usize) -> anyhow::Result<Vec<Identity>> {
-    let slots = Arc::new(Semaphore::new(64));
+    let slots = Arc::new(Semaphore::new(24));
     let operator = coordinator.operator().await?;
     let mut tasks = Vec::new();
     for at in 0..number {
