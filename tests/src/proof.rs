@@ -95,7 +95,7 @@ impl Secret {
 
     /// Is it in these bytes?
     pub fn is_in(&self, bytes: &[u8]) -> bool {
-        self.needles.iter().any(|needle| find(bytes, needle))
+        self.needles.iter().any(|needle| memchr::memmem::find(bytes, needle).is_some())
     }
 }
 
@@ -111,10 +111,6 @@ fn private_number(text: &str) -> Option<Vec<u8>> {
     let start = number.iter().position(|byte| *byte != 0)?;
     let end = number.len().min(start + 32);
     (end - start >= 16).then(|| number[start..end].to_vec())
-}
-
-fn find(bytes: &[u8], needle: &[u8]) -> bool {
-    bytes.windows(needle.len()).any(|window| window == needle)
 }
 
 /// Fails when a secret is in any file below these places.

@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<()> {
     reseal_proto::channel::install_crypto();
     let bound = crypto_bound(Duration::from_secs(2))?;
     println!(
-        "crypto bound           {:.1} µs of CPU to verify a CSR and sign a leaf (one core, this run)",
+        "crypto bound           {:.1} µs of CPU to verify a CSR and sign a leaf (every core busy, this run)",
         bound * 1e6
     );
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(options, bound))
