@@ -15,8 +15,8 @@ use futures_util::StreamExt;
 use reseal_proto::facts::sha256;
 use reseal_proto::telemetry;
 use reseal_proto::v1::{
-    Chains, Csr, CsrBatch, Failure, Grade, Issued, Order, Progress, Stage, TargetProgress, TargetProof,
-    TargetState, agent_message,
+    Chains, Csr, CsrBatch, Failure, Grade, Order, Progress, Stage, TargetProgress, TargetProof, TargetState,
+    agent_message,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -30,7 +30,7 @@ use crate::journal::{Entry, Journal, Phase};
 use crate::link::Handle;
 use crate::outbox::Outbox;
 use crate::plan::{self, Next};
-use crate::target::{self, Target, TargetError, Tools};
+use crate::target::{self, Answer, Target, TargetError, Tools};
 
 /// Installations in one order.
 pub const MAX_TARGETS: usize = 50;
@@ -244,7 +244,7 @@ impl Renewer {
 
     /// Sends CSRs and waits for every answer; again after each reconnect, and
     /// again when a live session stays silent.
-    async fn ask(&mut self, batch: &str, csrs: Vec<Csr>) -> BTreeMap<String, Issued> {
+    async fn ask(&mut self, batch: &str, csrs: Vec<Csr>) -> BTreeMap<String, Answer> {
         let mut open: BTreeMap<String, Csr> =
             csrs.into_iter().map(|csr| (csr.installation.clone(), csr)).collect();
         let mut answers = BTreeMap::new();
@@ -278,7 +278,7 @@ impl Renewer {
         &mut self,
         batch: &str,
         open: &mut BTreeMap<String, Csr>,
-        answers: &mut BTreeMap<String, Issued>,
+        answers: &mut BTreeMap<String, Answer>,
         number: u64,
     ) {
         let silent = tokio::time::sleep(ASK_AGAIN);
@@ -305,7 +305,8 @@ impl Renewer {
                         // An answer to an earlier key is no answer.
                         if ours {
                             open.remove(&issued.installation);
-                            answers.insert(issued.installation.clone(), issued);
+                            let intermediates = chains.intermediates.clone();
+                            answers.insert(issued.installation.clone(), Answer { issued, intermediates });
                         }
                     }
                 }

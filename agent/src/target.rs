@@ -112,6 +112,15 @@ impl TargetError {
     }
 }
 
+/// What the coordinator answered to one CSR.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The leaf, or why there is none.
+    pub issued: Issued,
+    /// Between leaf and root, issuer of the leaf first, DER.
+    pub intermediates: Vec<Vec<u8>>,
+}
+
 /// A target that is being worked on.
 pub struct Target<'a> {
     /// What it works with.
@@ -192,9 +201,9 @@ impl Target<'_> {
     }
 
     /// The certificate is here, or the refusal: everything that follows.
-    pub async fn answered(&self, answer: Result<Issued, TargetError>) {
+    pub async fn answered(&self, answer: Result<Answer, TargetError>) {
         let outcome = match answer {
-            Ok(issued) => self.install(issued).await,
+            Ok(answer) => self.install(answer).await,
             Err(error) => Err(error),
         };
         match outcome {
@@ -204,15 +213,14 @@ impl Target<'_> {
     }
 
     /// Validates and switches.
-    async fn install(&self, issued: Issued) -> Result<(), TargetError> {
+    async fn install(&self, answer: Answer) -> Result<(), TargetError> {
+        let Answer { issued, intermediates } = answer;
         if let Some(refusal) = issued.refusal {
             return Err(TargetError::Refused(refusal.reason));
         }
         let span = self.span("validate");
-        let chain: Vec<CertificateDer<'static>> = std::iter::once(issued.certificate)
-            .chain(issued.intermediates)
-            .map(CertificateDer::from)
-            .collect();
+        let chain: Vec<CertificateDer<'static>> =
+            std::iter::once(issued.certificate).chain(intermediates).map(CertificateDer::from).collect();
         let found = span.in_scope(|| {
             let anchors = self.tools.session.anchors();
             chain::validate(

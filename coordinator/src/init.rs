@@ -19,7 +19,7 @@ use crate::issuance::ceremony;
 use crate::issuance::keyring::Keyring;
 use crate::issuance::profile::{self, OPERATOR_IDENTITY};
 use crate::store::record::{Authority, AuthorityState, Fleet, Operator};
-use crate::store::{AuditDraft, Commit, Store, keys};
+use crate::store::{AuditDraft, Commit, Store, StoreError, keys};
 
 /// What to make.
 pub struct Options {
@@ -67,7 +67,20 @@ pub async fn run(options: Options) -> anyhow::Result<Summary> {
         Keyring::create_file(first)?;
     }
     let keyring = Keyring::load(&config.kek_files)?;
-    let store = Store::create(&config.data_dir, &config.name)?;
+    let store = match Store::create(&config.data_dir, &config.name) {
+        // An init that was killed leaves a store without a fleet: it is as good as none.
+        Err(StoreError::NotEmpty { .. }) => {
+            let store = Store::open(&config.data_dir, &config.name)?;
+            let fleet = store.get::<Fleet>(keys::FLEET).await?;
+            anyhow::ensure!(
+                fleet.is_none(),
+                "{} holds a fleet already: choose another data_dir, or serve this one",
+                config.data_dir.display()
+            );
+            store
+        }
+        made => made?,
+    };
     let now = now();
 
     let control_key = profile::new_key();

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -36,29 +36,18 @@ pub struct Metrics {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ResultLabel {
-    result: IssuanceResult,
-}
-
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
-enum IssuanceResult {
-    Issued,
-    Refused,
-    Failed,
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StateLabel {
-    state: EndState,
+    state: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
-enum EndState {
-    Verified,
-    Unserved,
-    Failed,
-    RolledBack,
-    Held,
-}
+/// What became of a CSR; the only values of the label `result`.
+const RESULTS: [&str; 3] = ["issued", "refused", "failed"];
+/// How a target ended; the only values of the label `state`.
+const ENDS: [&str; 5] = ["verified", "unserved", "failed", "rolled-back", "held"];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -84,14 +73,12 @@ impl Default for Metrics {
             issuance_seconds.clone(),
         );
         let certificates = Family::<ResultLabel, Counter>::default();
-        for result in [IssuanceResult::Issued, IssuanceResult::Refused, IssuanceResult::Failed] {
+        for result in RESULTS {
             drop(certificates.get_or_create(&ResultLabel { result }));
         }
         registry.register("certificates", "CSRs answered, by result", certificates.clone());
         let targets = Family::<StateLabel, Counter>::default();
-        for state in
-            [EndState::Verified, EndState::Unserved, EndState::Failed, EndState::RolledBack, EndState::Held]
-        {
+        for state in ENDS {
             drop(targets.get_or_create(&StateLabel { state }));
         }
         registry.register("targets", "Targets that reached an end, by state", targets.clone());
@@ -119,10 +106,10 @@ impl Metrics {
         match chains {
             Some(chains) => {
                 let refused = chains.issued.iter().filter(|issued| issued.refusal.is_some()).count();
-                count(IssuanceResult::Issued, chains.issued.len() - refused);
-                count(IssuanceResult::Refused, refused);
+                count("issued", chains.issued.len() - refused);
+                count("refused", refused);
             }
-            None => count(IssuanceResult::Failed, csrs),
+            None => count("failed", csrs),
         }
         self.issuance_seconds.observe(took.as_secs_f64());
     }
@@ -131,11 +118,11 @@ impl Metrics {
     pub fn finished(&self, batch: &Batch) {
         for target in &batch.targets {
             let state = match target.state() {
-                TargetState::Verified => EndState::Verified,
-                TargetState::Unserved => EndState::Unserved,
-                TargetState::Failed => EndState::Failed,
-                TargetState::RolledBack => EndState::RolledBack,
-                TargetState::Held => EndState::Held,
+                TargetState::Verified => "verified",
+                TargetState::Unserved => "unserved",
+                TargetState::Failed => "failed",
+                TargetState::RolledBack => "rolled-back",
+                TargetState::Held => "held",
                 TargetState::Unspecified
                 | TargetState::Pending
                 | TargetState::Ordered
@@ -156,8 +143,9 @@ impl Metrics {
             let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
             self.hosts.set(number(state.hosts.values().filter(|host| host.state.is_some()).count()));
             self.installations.set(state.hosts.values().map(|host| i64::from(host.installations)).sum());
-            let running =
-                state.rotations.values().filter(|rotation| !crate::domain::rotation::is_end(rotation.state));
+            let running = state.rotations.values().filter(|rotation| {
+                rotation.revision != 0 && !crate::domain::rotation::is_end(rotation.state)
+            });
             self.rotations.set(number(running.count()));
             let due = state.hosts.values().map(|host| host.next_due).filter(|due| *due != i64::MAX).min();
             self.next_due.set(due.unwrap_or(0));

@@ -13,9 +13,10 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// The key of the W3C trace context in gRPC metadata and messages.
 pub const TRACEPARENT: &str = "traceparent";
@@ -77,25 +78,23 @@ pub fn init(settings: &Settings) -> Result<Guard, TelemetryError> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&settings.level));
     let provider =
         settings.otlp_endpoint.as_deref().map(|endpoint| exporter(settings, endpoint)).transpose()?;
-    let traces = provider
-        .as_ref()
-        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(settings.service)));
-    let (text, json) = match settings.format {
+    // What is logged and what is traced are two questions: a quiet log still has its trace.
+    let traces = provider.as_ref().map(|provider| {
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer(settings.service))
+            .with_filter(LevelFilter::INFO)
+    });
+    let lines = match settings.format {
         LogFormat::Text => {
             let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            (
-                Some(
-                    tracing_subscriber::fmt::layer()
-                        .with_writer(std::io::stderr)
-                        .with_ansi(ansi)
-                        .with_target(false),
-                ),
-                None,
-            )
+            let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+            layer.with_ansi(ansi).with_target(false).with_filter(filter).boxed()
         }
-        LogFormat::Json => (None, Some(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr))),
+        LogFormat::Json => {
+            tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr).with_filter(filter).boxed()
+        }
     };
-    let _ = tracing_subscriber::registry().with(filter).with(traces).with(text).with(json).try_init();
+    let _ = tracing_subscriber::registry().with(traces).with(lines).try_init();
     Ok(Guard { provider })
 }
 

@@ -13,7 +13,7 @@ use reseal_proto::v1::{self, Usage};
 use super::name::{Name, Pattern, glob};
 
 /// Key types a policy may name.
-pub const KEY_TYPES: [&str; 6] = ["ecdsa-p256", "ecdsa-p384", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096"];
+pub const KEY_TYPES: [&str; 5] = ["ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096"];
 /// The longest lifetime a policy may give.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(398 * 86_400);
 /// The shortest.

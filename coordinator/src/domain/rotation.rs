@@ -123,6 +123,8 @@ pub struct Progress {
     pub stragglers: u32,
     /// Installed, nothing running to prove it.
     pub unserved: u32,
+    /// Proved.
+    pub verified: u32,
 }
 
 /// What the engine is to do with a rotation.
@@ -292,6 +294,7 @@ mod tests {
                 accepted,
                 stragglers,
                 unserved,
+                verified: 0,
             },
         )
     }

@@ -91,6 +91,12 @@ pub fn apply(state: State, event: Event) -> Result<State, Rejected> {
     }
 }
 
+/// The name of a rotation's `number`-th batch on a host. The epoch keeps it unique
+/// for ever, also after a restore from an older export.
+pub fn batch_name(rotation: &str, number: usize, epoch: u64) -> String {
+    format!("{rotation}.{number}-{epoch}")
+}
+
 /// A new target for an installation as it is on record.
 pub fn pending(installation: &Installation) -> Target {
     Target {

@@ -72,7 +72,10 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
     // Whatever is open will be worked on anyway, and gets its certificate from the new issuer.
     let known: BTreeSet<&str> = batches
         .iter()
-        .filter(|(_, batch)| batch.value.rotation == wanted.rotation || batch.value.finished_at == 0)
+        .filter(|(_, batch)| {
+            batch.value.rotation == wanted.rotation
+                || (batch.value.finished_at == 0 && turn.is_live(&batch.value.rotation))
+        })
         .flat_map(|(_, batch)| &batch.value.targets)
         .map(|target| target.installation.as_str())
         .collect();
@@ -87,7 +90,7 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
         .collect();
     let taken = batches.iter().filter(|(_, batch)| batch.value.rotation == wanted.rotation).count();
     for (number, chunk) in missed.chunks(target::PER_BATCH).enumerate() {
-        let name = format!("{}.{}", wanted.rotation, taken + number);
+        let name = target::batch_name(&wanted.rotation, taken + number, store.epoch());
         let key = keys::batch(host, &name);
         let record = Batch {
             rotation: wanted.rotation.clone(),

@@ -118,6 +118,11 @@ impl Engine {
 }
 
 impl Turn<'_> {
+    /// Is work of this rotation still to be done?
+    fn is_live(&self, rotation: &str) -> bool {
+        self.engine.view.read().is_live(rotation)
+    }
+
     async fn take(&self, by_clock: bool) -> Result<(), StoreError> {
         rotations::step(self).await?;
         missed::add(self).await?;

@@ -53,7 +53,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     // What a rotation will do is not done twice.
     let open: BTreeSet<&str> = batches
         .iter()
-        .filter(|(_, batch)| batch.value.finished_at == 0)
+        .filter(|(_, batch)| batch.value.finished_at == 0 && turn.is_live(&batch.value.rotation))
         .flat_map(|(_, batch)| &batch.value.targets)
         .map(|target| target.installation.as_str())
         .collect();
@@ -76,7 +76,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
         .filter(|(_, batch)| batch.value.rotation.is_empty() && batch.value.finished_at != 0)
         .collect();
     let number = finished.iter().filter_map(|(key, _)| renewal_number(key)).max().unwrap_or(0) + 1;
-    let key = keys::batch(host, &format!("n{number:010}"));
+    let key = keys::batch(host, &format!("n{number:010}-{}", store.epoch()));
     let record = Batch {
         targets,
         created_at: turn.now,
@@ -102,7 +102,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     }
 }
 
-/// The number in `batch/<host>/n0000000007`.
+/// The number in `batch/<host>/n0000000007-3`.
 fn renewal_number(key: &str) -> Option<u64> {
-    key.rsplit('/').next()?.strip_prefix('n')?.parse().ok()
+    key.rsplit('/').next()?.strip_prefix('n')?.split('-').next()?.parse().ok()
 }

@@ -10,7 +10,7 @@ use crate::store::{AuditDraft, Commit, StoreError, keys};
 /// Takes every running rotation one step further.
 pub(super) async fn step(turn: &Turn<'_>) -> Result<(), StoreError> {
     for due in due(turn) {
-        let Due { id, mut record, revision, step } = due;
+        let Due { id, mut record, revision, step, verified } = due;
         let (action, detail) = match step {
             Step::Wait => continue,
             Step::OrderWave(wave) => {
@@ -26,7 +26,7 @@ pub(super) async fn step(turn: &Turn<'_>) -> Result<(), StoreError> {
                 if rotation::is_end(state) {
                     record.ended_at = turn.now;
                 }
-                if matches!(event, Event::Complete | Event::Trail) && record.green_at == 0 {
+                if matches!(event, Event::Complete | Event::Trail) && record.green_at == 0 && verified > 0 {
                     record.green_at = turn.now;
                 }
                 (action(event), note)
@@ -55,6 +55,7 @@ struct Due {
     record: Rotation,
     revision: u64,
     step: Step,
+    verified: u32,
 }
 
 fn due(turn: &Turn<'_>) -> Vec<Due> {
@@ -70,14 +71,16 @@ fn due(turn: &Turn<'_>) -> Vec<Due> {
         })
         .map(|(number, rotation)| {
             let record = &rotation.record;
-            let step = rotation::next(
-                rotation.state,
-                &rotation.progress(),
-                threshold(record),
-                record.deadline_at,
-                turn.now,
-            );
-            Due { id: format!("r{number}"), record: record.clone(), revision: rotation.revision, step }
+            let progress = rotation.progress();
+            let step =
+                rotation::next(rotation.state, &progress, threshold(record), record.deadline_at, turn.now);
+            Due {
+                id: format!("r{number}"),
+                record: record.clone(),
+                revision: rotation.revision,
+                step,
+                verified: progress.verified,
+            }
         })
         .filter(|due| due.step != Step::Wait)
         .collect()

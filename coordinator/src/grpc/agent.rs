@@ -265,6 +265,12 @@ impl Session {
     }
 
     async fn take(&mut self, body: FromAgent) -> Result<(), Status> {
+        if self.peer.not_after < (self.parts.now)() {
+            return Err(Status::unauthenticated(format!(
+                "the identity of host {} has expired on this stream",
+                self.host
+            )));
+        }
         match body {
             FromAgent::Hello(_) => Err(Status::invalid_argument("a session has one Hello")),
             FromAgent::Inventory(delta) => {

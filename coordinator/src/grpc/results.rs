@@ -29,8 +29,8 @@ use crate::store::{Commit, Store, StoreError, keys};
 pub(crate) const MAX_INSTALLATIONS: usize = 2_000;
 /// Findings of one host at most.
 pub(crate) const MAX_FINDINGS: usize = 100;
-/// An installation's record at most, bytes: a chunk of 50 fits a store value.
-const MAX_INSTALLATION_BYTES: usize = 8 * 1024;
+/// An installation's record at most, bytes.
+const MAX_INSTALLATION_BYTES: usize = 40 * 1024;
 /// Bytes of installations in one chunk.
 const CHUNK_BYTES: usize = 48 * 1024;
 const CHUNK: usize = 50;
@@ -295,7 +295,7 @@ pub(crate) fn refuse_all(batch: String, installations: Vec<String>, error: &Issu
             ..v1::Issued::default()
         })
         .collect();
-    v1::Chains { batch, issued }
+    v1::Chains { batch, issued, intermediates: Vec::new() }
 }
 
 /// What a proof is worth: state, failure, grade.

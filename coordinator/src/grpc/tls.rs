@@ -61,6 +61,8 @@ pub(crate) struct PeerIdentity {
     pub(crate) spki_sha256: [u8; 32],
     /// The certificate, DER.
     pub(crate) certificate: Vec<u8>,
+    /// End of its validity, seconds since the Unix epoch.
+    pub(crate) not_after: i64,
 }
 
 /// The server side's configuration.
@@ -139,6 +141,7 @@ fn peer_identity(certificate: &[u8]) -> Result<PeerIdentity, String> {
         identity,
         spki_sha256: facts::sha256(parsed.public_key().raw),
         certificate: certificate.to_vec(),
+        not_after: parsed.validity().not_after.timestamp(),
     })
 }
 

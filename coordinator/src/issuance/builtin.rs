@@ -97,7 +97,7 @@ pub fn issuer_key(certificate: &[u8]) -> Result<IssuerKey, facts::FactsError> {
 }
 
 /// Signatures that are quicker computed where one stands than handed to another thread.
-const FEW: usize = 2;
+const FEW: usize = 12;
 
 /// Runs the signing or verifying of `signatures` where it does not hold up the
 /// network: at most as many threads at a time as there are cores.

@@ -12,25 +12,26 @@ pub mod ceremony;
 pub mod control;
 pub mod issuer;
 pub mod keyring;
+mod message;
 pub mod profile;
 
 use std::sync::{Arc, RwLock};
 
 use reseal_proto::facts::FactsError;
-use reseal_proto::v1::{self, Stage};
+use reseal_proto::v1;
 use tokio::sync::Semaphore;
 
 use self::builtin::{Builtin, off_thread};
-use self::issuer::{Grant, Issuer as _, Step};
+use self::issuer::Issuer as _;
 use self::keyring::{Keyring, KeyringError};
+use self::message::{Applicant, Message};
 use self::profile::ProfileError;
 use crate::domain::csr::{self, Request};
-use crate::domain::policy::{self, Policy};
+use crate::domain::policy::Policy;
 use crate::domain::{Now, rotation};
 use crate::fail::point;
-use crate::store::audit::Draft;
-use crate::store::record::{self, Authority, Batch, Host, Issued, IssuedLeaf};
-use crate::store::{Commit, Store, StoreError, Versioned, keys};
+use crate::store::record::{self, Authority, Batch, Host, Issued};
+use crate::store::{AuditDraft, Commit, Store, StoreError, Versioned, keys};
 
 /// A guard may fail because something else was committed; this often we look again.
 const TRIES: u32 = 5;
@@ -126,7 +127,7 @@ impl Issuance {
             tries += 1;
             match self.attempt(host, &batch_name, &csrs, &parsed).await {
                 Err(IssuanceError::Store(error)) if error.is_conflict() && tries < TRIES => self.forget(),
-                other => return other.map(|issued| v1::Chains { batch: batch_name, issued }),
+                other => return other,
             }
         }
     }
@@ -137,96 +138,47 @@ impl Issuance {
         batch_name: &str,
         csrs: &[v1::Csr],
         parsed: &[Result<Request, csr::CsrError>],
-    ) -> Result<Vec<v1::Issued>, IssuanceError> {
+    ) -> Result<v1::Chains, IssuanceError> {
         let (batch, revision) = self.ordered_batch(host, batch_name).await?;
-        let labels = self
-            .store
-            .get::<Host>(&keys::host(host))
-            .await?
-            .map(|host| host.value.labels)
-            .unwrap_or_default();
+        let labels = self.store.get::<Host>(&keys::host(host)).await?.map(|host| host.value.labels);
         let policies = self.policies().await?;
-        let mut grants = Vec::with_capacity(csrs.len());
-        let mut intent = Issued::default();
-        let mut answers: Vec<v1::Issued> = Vec::with_capacity(csrs.len());
-        let mut granted: Vec<usize> = Vec::with_capacity(csrs.len());
-        for (csr, parsed) in csrs.iter().zip(parsed) {
-            let mut answer = v1::Issued { installation: csr.installation.clone(), ..v1::Issued::default() };
-            let grant = match parsed {
-                Ok(request) => {
-                    answer.spki_sha256 = request.spki_sha256.to_vec();
-                    grant(host, &labels, &policies, &batch, csr, request)
-                }
-                Err(error) => {
-                    Err(refusal("bad-csr", format!("host {host}, {}: {}", csr.installation, chain(error))))
-                }
-            };
-            match grant {
-                Ok(grant) => {
-                    intent.leaves.push(IssuedLeaf {
-                        installation: csr.installation.clone(),
-                        serial: grant.serial.clone(),
-                        spki_sha256: answer.spki_sha256.clone(),
-                        certificate: Vec::new(),
-                    });
-                    granted.push(answers.len());
-                    grants.push(grant);
-                }
-                Err(failure) => answer.refusal = Some(failure),
-            }
-            answers.push(answer);
-        }
-        if grants.is_empty() {
-            self.audit_refusals(host, batch_name, &answers).await?;
-            return Ok(answers);
+        let applicant =
+            Applicant { host, labels: &labels.unwrap_or_default(), policies: &policies, batch: &batch };
+        let mut message = Message::judge(&applicant, batch_name, csrs, parsed);
+        if message.grants.is_empty() {
+            self.audit(host, batch_name, &message, "").await?;
+            return Ok(message.answer(&[]));
         }
         let builtin = self.builtin().await?;
         let now = (self.now)();
-        intent.authority.clone_from(&builtin.name);
-        intent.at = now;
-        let message = self.store.range::<Issued>(&keys::issued_of(host, batch_name)).await?.len();
-        let key = keys::issued(host, batch_name, u32::try_from(message).unwrap_or(u32::MAX));
+        let key = keys::issued(host, batch_name, &message.name());
         let fence = || {
             Commit::new()
-                .at(&keys::batch(host, batch_name), revision)
-                .at(&keys::authority(&builtin.name), builtin.revision)
+                .at(keys::batch(host, batch_name), revision)
+                .at(keys::authority(&builtin.name), builtin.revision)
+        };
+        // The same keys again: the answer was lost, or the process died before there was one.
+        let known = self.store.get::<Issued>(&key).await?;
+        if let Some(known) = &known
+            && message.take_known(&known.value, &builtin.name)
+        {
+            return Ok(message.answer(builtin.intermediates()));
+        }
+        let unchanged = match &known {
+            Some(known) => fence().at(&key, known.revision),
+            None => fence().absent(&key),
         };
         point("issuance.before_intent");
-        let intent_revision = self.store.commit(fence().absent(&key).put(&key, &intent)).await?;
+        let intent = self.store.commit(unchanged.put(&key, &message.record(&builtin.name, now))).await?;
         point("issuance.after_intent");
-        let steps = builtin.step(grants, now).await;
+        let steps = builtin.step(std::mem::take(&mut message.grants), now).await;
         point("issuance.after_sign");
-        for ((step, leaf), at) in steps.into_iter().zip(&mut intent.leaves).zip(&granted) {
-            let answer = &mut answers[*at];
-            match step {
-                Step::Issued { certificate } => {
-                    leaf.certificate.clone_from(&certificate);
-                    answer.certificate = certificate;
-                    answer.intermediates = builtin.intermediates().to_vec();
-                }
-                Step::Refused { reason } => answer.refusal = Some(refusal("issuer-refused", reason)),
-                Step::Waiting { retry_after, .. } => {
-                    let reason = format!("the issuer asks to wait {} seconds", retry_after.as_secs());
-                    answer.refusal = Some(refusal("issuer-waiting", reason));
-                }
-            }
-        }
-        let refused = answers.iter().filter(|answer| answer.refusal.is_some()).count();
-        let draft = Draft {
-            at: now,
-            actor: format!("host/{host}"),
-            action: "certificates.issue".into(),
-            object: format!("batch/{host}/{batch_name}"),
-            outcome: if refused == 0 { "done" } else { "refused" }.into(),
-            detail: format!(
-                "{} issued by builtin/{}, {refused} refused",
-                answers.len() - refused,
-                builtin.name
-            ),
-        };
-        self.store.commit(fence().at(&key, intent_revision).put(&key, &intent).audit(draft)).await?;
+        message.take_steps(steps);
+        let draft = self.draft(host, batch_name, &message, &builtin.name);
+        let record = message.record(&builtin.name, now);
+        self.store.commit(fence().at(&key, intent).put(&key, &record).audit(draft)).await?;
         point("issuance.after_commit");
-        Ok(answers)
+        Ok(message.answer(builtin.intermediates()))
     }
 
     /// The batch, if work on it may be done now, and its revision.
@@ -293,26 +245,35 @@ impl Issuance {
         pick(&self.cache.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    async fn audit_refusals(
+    async fn audit(
         &self,
         host: &str,
         batch: &str,
-        answers: &[v1::Issued],
+        message: &Message,
+        issuer: &str,
     ) -> Result<(), IssuanceError> {
-        let reasons = answers
-            .iter()
-            .filter_map(|answer| answer.refusal.as_ref())
-            .map(|refusal| refusal.reason.as_str());
-        let draft = Draft {
+        self.store.commit(Commit::new().audit(self.draft(host, batch, message, issuer))).await?;
+        Ok(())
+    }
+
+    fn draft(&self, host: &str, batch: &str, message: &Message, issuer: &str) -> AuditDraft {
+        let (issued, refusals) = message.outcome();
+        let mut detail = format!("{issued} issued");
+        if issued > 0 {
+            detail.push_str(&format!(" by builtin/{issuer}"));
+        }
+        if !refusals.is_empty() {
+            let shown: Vec<&str> = refusals.iter().take(3).copied().collect();
+            detail.push_str(&format!(", {} refused: {}", refusals.len(), shown.join("; ")));
+        }
+        AuditDraft {
             at: (self.now)(),
             actor: format!("host/{host}"),
             action: "certificates.issue".into(),
             object: format!("batch/{host}/{batch}"),
-            outcome: "refused".into(),
-            detail: reasons.take(3).collect::<Vec<_>>().join("; "),
-        };
-        self.store.commit(Commit::new().audit(draft)).await?;
-        Ok(())
+            outcome: if refusals.is_empty() { "done" } else { "refused" }.into(),
+            detail,
+        }
     }
 }
 
@@ -327,44 +288,4 @@ pub async fn load_policies(store: &Store) -> Result<Vec<Policy>, StoreError> {
                 .ok()
         })
         .collect())
-}
-
-fn grant(
-    host: &str,
-    labels: &std::collections::BTreeMap<String, String>,
-    policies: &[Policy],
-    batch: &Batch,
-    csr: &v1::Csr,
-    request: &Request,
-) -> Result<Grant, v1::Failure> {
-    if !batch.targets.iter().any(|target| target.installation == csr.installation) {
-        return Err(refusal("not-ordered", format!("{} is not a target of this batch", csr.installation)));
-    }
-    let usage = csr.usage();
-    let wanted = policy::Request { host, labels, names: &request.names, key_type: &request.key_type, usage };
-    let admission = policy::admit(policies, &wanted)
-        .map_err(|error| refusal("policy-refused", format!("host {host}, {}: {error}", csr.installation)))?;
-    Ok(Grant {
-        names: request.names.clone(),
-        spki: request.spki.clone(),
-        usage,
-        lifetime: admission.lifetime,
-        serial: profile::serial().to_vec(),
-    })
-}
-
-fn refusal(code: &str, reason: String) -> v1::Failure {
-    v1::Failure { stage: Stage::Issue.into(), code: code.into(), reason }
-}
-
-/// An error with its sources, once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

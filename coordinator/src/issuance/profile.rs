@@ -135,7 +135,10 @@ pub fn leaf(
     authority: &Ca,
     now: i64,
 ) -> Result<Vec<u8>, ProfileError> {
-    let mut params = params(now, not_after - now);
+    let lifetime = not_after - now;
+    let mut params = params(now, lifetime);
+    // Clocks differ, but a short life must not look like a long one.
+    params.not_before = moment(now - HOUR.min(lifetime / 4));
     params.serial_number = Some(SerialNumber::from_slice(serial));
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

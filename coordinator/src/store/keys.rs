@@ -84,9 +84,10 @@ pub fn batches_of(host: &str) -> String {
     format!("{BATCHES}{host}/")
 }
 
-/// What was issued for one CSR message of a batch: [`super::record::Issued`].
-pub fn issued(host: &str, batch: &str, message: u32) -> String {
-    format!("{ISSUED}{host}/{batch}/{message:04}")
+/// What was issued for one CSR message of a batch: [`super::record::Issued`]. The
+/// message is named after its keys, so that the same one again finds it.
+pub fn issued(host: &str, batch: &str, message: &str) -> String {
+    format!("{ISSUED}{host}/{batch}/{message}")
 }
 
 /// Prefix of what was issued for a batch.

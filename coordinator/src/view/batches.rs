@@ -114,6 +114,7 @@ impl RotationView {
             let all = batch.counts.sum(|_| true);
             progress.failed += failed;
             progress.unserved += batch.counts.of(TargetState::Unserved);
+            progress.verified += batch.counts.of(TargetState::Verified);
             if batch.straggling {
                 progress.stragglers += all;
             } else {

@@ -84,6 +84,17 @@ impl View {
         std::mem::take(&mut *self.0.moved.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Waits until the projection has seen this revision of a rotation; two seconds at most.
+    pub async fn reaches(&self, id: &str, revision: u64) {
+        let mut changed = self.changed();
+        let seen = || {
+            let number = rotation_number(id).unwrap_or_default();
+            self.read().rotations.get(&number).is_some_and(|rotation| rotation.revision >= revision)
+        };
+        let wait = async { while !seen() && changed.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), wait).await;
+    }
+
     /// Gives back hosts that could not be looked at now.
     pub fn put_moved(&self, hosts: BTreeSet<Arc<str>>) {
         self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(hosts);
@@ -110,6 +121,14 @@ impl View {
 }
 
 impl State {
+    /// Is work of this rotation still to be done? True for a planned renewal (no rotation).
+    pub fn is_live(&self, rotation: &str) -> bool {
+        rotation.is_empty()
+            || rotation_number(rotation)
+                .and_then(|number| self.rotations.get(&number))
+                .is_some_and(|rotation| !rotation::is_end(rotation.state))
+    }
+
     /// Batches of a host that are ordered and unfinished, in the order of their names.
     pub fn ordered(&self, host: &str) -> Vec<Box<str>> {
         let Some(view) = self.hosts.get(host) else {

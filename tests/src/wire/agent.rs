@@ -184,9 +184,9 @@ pub fn csr(installation: &str, name: &str) -> Result<Csr> {
     Ok(Csr { installation: installation.into(), der, usage: Usage::Server.into() })
 }
 
-/// The facts of what was issued.
-pub fn facts_of(issued: &Issued) -> Result<CertificateFacts> {
-    Ok(facts::of_chain(&issued.certificate, issued.intermediates.iter().map(Vec::as_slice))?)
+/// The facts of what was issued; `intermediates` as they came with it.
+pub fn facts_of(issued: &Issued, intermediates: &[Vec<u8>]) -> Result<CertificateFacts> {
+    Ok(facts::of_chain(&issued.certificate, intermediates.iter().map(Vec::as_slice))?)
 }
 
 /// Seconds since the Unix epoch.

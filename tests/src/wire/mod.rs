@@ -6,6 +6,8 @@
 
 mod agent;
 mod coordinator;
+mod puppet;
 
 pub use agent::{Identity, Session, csr, facts_of, installation, inventory, now, open_token};
 pub use coordinator::{Coordinator, Operator, Settings};
+pub use puppet::{Puppet, an_ack, an_order, chains};

@@ -110,6 +110,11 @@ impl OperatorService {
     }
 
     pub(super) async fn activate_authority(&self, caller: &Caller, name: &str) -> Result<(), Status> {
+        if let Some(rotation) = self.open_rotation() {
+            return Err(Status::failed_precondition(format!(
+                "rotation {rotation} is issuing from the active authority: let it end or abort it first"
+            )));
+        }
         let (path, Versioned { mut value, revision }) = self.slot(name).await?;
         let state = authority::apply(value.state(), Event::Activate)
             .map_err(|error| Status::failed_precondition(format!("authority {name}: {error}")))?;

@@ -187,6 +187,15 @@ impl OperatorService {
         Ok(conflicts)
     }
 
+    /// A rotation that is not at an end, if there is one.
+    pub(super) fn open_rotation(&self) -> Option<String> {
+        let state = self.view.read();
+        let mut open = state.rotations.iter().filter(|(_, rotation)| {
+            rotation.revision != 0 && !crate::domain::rotation::is_end(rotation.state)
+        });
+        open.next().map(|(number, _)| format!("r{number}"))
+    }
+
     fn is_open(&self, rotation: &str) -> bool {
         let state = self.view.read();
         crate::view::rotation_number(rotation).and_then(|number| state.rotations.get(&number)).is_some_and(

@@ -94,9 +94,10 @@ impl OperatorService {
             outcome: "done".into(),
             detail: format!("token {id} for {lifetime} seconds"),
         });
-        // Old tokens go when new ones come: the list stays short.
+        // Old tokens go when new ones come: a host has one that works, and the list stays short.
         let tokens = self.store.range::<Token>(keys::TOKENS).await.map_err(|error| status(&error))?;
-        for (old, _) in tokens.iter().filter(|(_, token)| token.value.expires_at + 86_400 < now).take(20) {
+        let stale = |token: &Token| token.host == record.host || token.expires_at + 86_400 < now;
+        for (old, _) in tokens.iter().filter(|(_, token)| stale(&token.value)).take(40) {
             commit = commit.delete(old);
         }
         self.store.commit(commit).await.map_err(|error| status(&error))?;
@@ -182,6 +183,10 @@ impl OperatorService {
         let key = keys::host(name);
         let draft = self.draft(caller, "host.remove", &format!("host/{name}"), "");
         let mut commit = Commit::new().at(&key, record.revision).delete(&key).audit(draft);
+        let tokens = self.store.range::<Token>(keys::TOKENS).await.map_err(|error| status(&error))?;
+        for (token, _) in tokens.iter().filter(|(_, token)| token.value.host == name).take(10) {
+            commit = commit.delete(token);
+        }
         for (chunk, _) in
             self.store.range::<Inventory>(&keys::inventory_of(name)).await.map_err(|error| status(&error))?
         {

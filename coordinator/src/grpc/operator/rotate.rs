@@ -18,7 +18,7 @@ use crate::domain::waves::{Threshold, Waves};
 use crate::fail::point;
 use crate::grpc::auth::Caller;
 use crate::grpc::convert::{chain, status};
-use crate::store::record::{Batch, Counter, Rotation};
+use crate::store::record::{AuthorityState, Batch, Counter, Rotation};
 use crate::store::{AuditDraft, Commit, Versioned, keys};
 
 /// Batches written in one commit.
@@ -98,6 +98,13 @@ impl OperatorService {
             )));
         }
         let (to_name, to_authority) = self.new_issuer(&request.to_issuer, compromised.as_ref()).await?;
+        if to_authority.value.state() == AuthorityState::Prepared
+            && let Some(rotation) = self.open_rotation()
+        {
+            return Err(Status::failed_precondition(format!(
+                "this would activate builtin/{to_name} while rotation {rotation} is issuing from the active authority: let it end or abort it first"
+            )));
+        }
         let (number, reserved) = self.reserve_number().await?;
         let id = format!("r{number}");
         let now = (self.now)();
@@ -151,7 +158,7 @@ impl OperatorService {
             .change_authorities(commit, compromised.as_ref(), &request.reason, &to_name, &to_authority)
             .await?;
         match self.store.commit(commit).await {
-            Ok(_) => {}
+            Ok(revision) => self.view.reaches(&id, revision).await,
             Err(error) => {
                 self.remove_batches(&id, &chosen).await;
                 return Err(status(&error));
@@ -207,7 +214,10 @@ impl OperatorService {
                     on_failure: orders.on_failure.into(),
                     ..Batch::default()
                 };
-                batches.push((keys::batch(&host.host, &format!("{id}.{number}")), record));
+                batches.push((
+                    keys::batch(&host.host, &target::batch_name(id, number, self.store.epoch())),
+                    record,
+                ));
             }
         }
         let count = u32::try_from(batches.len()).unwrap_or(u32::MAX);
@@ -228,7 +238,8 @@ impl OperatorService {
     async fn remove_batches(&self, id: &str, chosen: &[Chosen]) {
         for host in chosen {
             for number in 0..host.installations.len().div_ceil(target::PER_BATCH) {
-                let commit = Commit::new().delete(keys::batch(&host.host, &format!("{id}.{number}")));
+                let commit = Commit::new()
+                    .delete(keys::batch(&host.host, &target::batch_name(id, number, self.store.epoch())));
                 if let Err(error) = self.store.commit(commit).await {
                     tracing::warn!(rotation = id, %error, "cannot remove a batch of a rotation that did not begin");
                 }

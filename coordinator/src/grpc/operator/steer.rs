@@ -34,6 +34,7 @@ impl OperatorService {
         let now = (self.now)();
         if event == Event::Retry {
             self.retry_batches(id, &record, now).await?;
+            record.failures_accepted = 0;
         }
         if event == Event::Resume {
             record.failures_accepted = self.failures(id);
@@ -61,7 +62,8 @@ impl OperatorService {
         };
         let key = keys::rotation(id);
         let commit = Commit::new().at(&key, revision).put(&key, &record).audit(draft);
-        self.store.commit(commit).await.map_err(|error| status(&error))?;
+        let revision = self.store.commit(commit).await.map_err(|error| status(&error))?;
+        self.view.reaches(id, revision).await;
         Ok(())
     }
 
@@ -87,7 +89,7 @@ impl OperatorService {
             let all =
                 self.store.range::<Batch>(&keys::batches_of(&host)).await.map_err(|error| status(&error))?;
             let taken = all.iter().filter(|(_, batch)| batch.value.rotation == id).count();
-            let next_key = keys::batch(&host, &format!("{id}.{taken}"));
+            let next_key = keys::batch(&host, &target::batch_name(id, taken, self.store.epoch()));
             let mut record = old.value;
             let next = Batch {
                 rotation: id.to_owned(),

@@ -148,7 +148,7 @@ async fn work(
             .await?;
         for issued in chains.issued {
             ensure!(issued.refusal.is_none(), "refused: {:?}", issued.refusal);
-            let facts = facts_of(&issued)?;
+            let facts = facts_of(&issued, &chains.intermediates)?;
             let place =
                 held.iter_mut().find(|held| held.id == issued.installation).context("not asked for")?;
             proofs.push(TargetProof {

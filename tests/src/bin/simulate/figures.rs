@@ -78,7 +78,8 @@ pub(crate) fn percentile(times: &[Duration], share: usize) -> Duration {
 /// core are slower than one.
 pub(crate) fn crypto_bound(duration: Duration) -> anyhow::Result<f64> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads: Vec<_> = (0..cores).map(|_| std::thread::spawn(move || crypto_bound_of_one(duration))).collect();
+    let threads: Vec<_> =
+        (0..cores).map(|_| std::thread::spawn(move || crypto_bound_of_one(duration))).collect();
     let mut sum = 0.0;
     for thread in threads {
         sum += thread.join().map_err(|_| anyhow::anyhow!("a measuring thread panicked"))??;

@@ -1,0 +1,188 @@
+//! One message of CSRs on its way to one answer.
+
+use std::collections::BTreeMap;
+
+use reseal_proto::facts::sha256;
+use reseal_proto::v1::{self, Stage};
+
+use super::issuer::{Grant, Step};
+use super::profile;
+use crate::domain::csr::{CsrError, Request};
+use crate::domain::policy::{self, Policy};
+use crate::store::record::{Batch, Issued, IssuedLeaf};
+
+/// Who asks, and what is known of it.
+pub(super) struct Applicant<'a> {
+    pub(super) host: &'a str,
+    pub(super) labels: &'a BTreeMap<String, String>,
+    pub(super) policies: &'a [Policy],
+    pub(super) batch: &'a Batch,
+}
+
+/// A message: what is granted, and the answer so far.
+pub(super) struct Message {
+    batch: String,
+    answers: Vec<v1::Issued>,
+    /// Position in `answers` of each grant.
+    places: Vec<usize>,
+    leaves: Vec<IssuedLeaf>,
+    pub(super) grants: Vec<Grant>,
+}
+
+impl Message {
+    /// Grants what policy and order allow; the rest is refused one by one.
+    pub(super) fn judge(
+        applicant: &Applicant<'_>,
+        batch: &str,
+        csrs: &[v1::Csr],
+        parsed: &[Result<Request, CsrError>],
+    ) -> Self {
+        let mut message = Self {
+            batch: batch.to_owned(),
+            answers: Vec::with_capacity(csrs.len()),
+            places: Vec::with_capacity(csrs.len()),
+            leaves: Vec::with_capacity(csrs.len()),
+            grants: Vec::with_capacity(csrs.len()),
+        };
+        for (csr, parsed) in csrs.iter().zip(parsed) {
+            let mut answer = v1::Issued { installation: csr.installation.clone(), ..v1::Issued::default() };
+            let granted = match parsed {
+                Ok(request) => {
+                    answer.spki_sha256 = request.spki_sha256.to_vec();
+                    grant(applicant, csr, request)
+                }
+                Err(error) => {
+                    let why = format!("host {}, {}: {}", applicant.host, csr.installation, chain(error));
+                    Err(refusal("bad-csr", why))
+                }
+            };
+            match granted {
+                Ok(grant) => {
+                    message.leaves.push(IssuedLeaf {
+                        installation: csr.installation.clone(),
+                        serial: grant.serial.clone(),
+                        spki_sha256: answer.spki_sha256.clone(),
+                        certificate: Vec::new(),
+                    });
+                    message.places.push(message.answers.len());
+                    message.grants.push(grant);
+                }
+                Err(failure) => answer.refusal = Some(failure),
+            }
+            message.answers.push(answer);
+        }
+        message
+    }
+
+    /// The same keys have the same name, so that a repeated message finds its record.
+    pub(super) fn name(&self) -> String {
+        let keys: Vec<u8> = self.leaves.iter().flat_map(|leaf| leaf.spki_sha256.iter().copied()).collect();
+        hex::encode(&sha256(&keys)[..8])
+    }
+
+    /// Takes what an earlier message with the same keys got. True: all of it was
+    /// issued, by the authority that issues now. False: only an intent is there;
+    /// its serials are used again, so that none is unaccounted for.
+    pub(super) fn take_known(&mut self, known: &Issued, authority: &str) -> bool {
+        let same = |a: &IssuedLeaf, b: &IssuedLeaf| {
+            a.spki_sha256 == b.spki_sha256 && a.installation == b.installation
+        };
+        if known.authority != authority
+            || known.leaves.len() != self.leaves.len()
+            || !known.leaves.iter().zip(&self.leaves).all(|(known, own)| same(known, own))
+        {
+            return false;
+        }
+        for ((leaf, known), grant) in self.leaves.iter_mut().zip(&known.leaves).zip(&mut self.grants) {
+            leaf.serial.clone_from(&known.serial);
+            grant.serial.clone_from(&known.serial);
+        }
+        if known.leaves.iter().any(|leaf| leaf.certificate.is_empty()) {
+            return false;
+        }
+        for (known, at) in known.leaves.iter().zip(&self.places) {
+            self.answers[*at].certificate.clone_from(&known.certificate);
+        }
+        true
+    }
+
+    /// Takes what the issuer did with the grants.
+    pub(super) fn take_steps(&mut self, steps: Vec<Step>) {
+        for ((step, leaf), at) in steps.into_iter().zip(&mut self.leaves).zip(&self.places) {
+            let answer = &mut self.answers[*at];
+            match step {
+                Step::Issued { certificate } => {
+                    leaf.certificate.clone_from(&certificate);
+                    answer.certificate = certificate;
+                }
+                Step::Refused { reason } => answer.refusal = Some(refusal("issuer-refused", reason)),
+                Step::Waiting { retry_after, .. } => {
+                    let reason = format!("the issuer asks to wait {} seconds", retry_after.as_secs());
+                    answer.refusal = Some(refusal("issuer-waiting", reason));
+                }
+            }
+        }
+    }
+
+    /// Intent or result, as it is now.
+    pub(super) fn record(&self, authority: &str, at: i64) -> Issued {
+        Issued { leaves: self.leaves.clone(), authority: authority.to_owned(), at }
+    }
+
+    /// How many were issued, and why the others were not.
+    pub(super) fn outcome(&self) -> (usize, Vec<&str>) {
+        let refusals: Vec<&str> = self
+            .answers
+            .iter()
+            .filter_map(|answer| answer.refusal.as_ref())
+            .map(|refusal| refusal.reason.as_str())
+            .collect();
+        (self.answers.len() - refusals.len(), refusals)
+    }
+
+    /// The answer.
+    pub(super) fn answer(self, intermediates: &[Vec<u8>]) -> v1::Chains {
+        v1::Chains { batch: self.batch, issued: self.answers, intermediates: intermediates.to_vec() }
+    }
+}
+
+fn grant(applicant: &Applicant<'_>, csr: &v1::Csr, request: &Request) -> Result<Grant, v1::Failure> {
+    if !applicant.batch.targets.iter().any(|target| target.installation == csr.installation) {
+        let why = format!("{} is not a target of this batch", csr.installation);
+        return Err(refusal("not-ordered", why));
+    }
+    let usage = csr.usage();
+    let wanted = policy::Request {
+        host: applicant.host,
+        labels: applicant.labels,
+        names: &request.names,
+        key_type: &request.key_type,
+        usage,
+    };
+    let admission = policy::admit(applicant.policies, &wanted).map_err(|error| {
+        refusal("policy-refused", format!("host {}, {}: {error}", applicant.host, csr.installation))
+    })?;
+    Ok(Grant {
+        names: request.names.clone(),
+        spki: request.spki.clone(),
+        usage,
+        lifetime: admission.lifetime,
+        serial: profile::serial().to_vec(),
+    })
+}
+
+fn refusal(code: &str, reason: String) -> v1::Failure {
+    v1::Failure { stage: Stage::Issue.into(), code: code.into(), reason }
+}
+
+/// An error with its sources, once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
