@@ -4,7 +4,7 @@
 //! (active) and `b` (prepared), the default policy and the first admin. The
 //! root's key goes into a file to be moved offline and is nowhere else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use reseal_proto::facts::sha256;
 use reseal_proto::identity::{Identity, Role, check_name};
@@ -14,8 +14,10 @@ use crate::app::now;
 use crate::cli::credentials::{Credentials, pem};
 use crate::cli::file::NewFile;
 use crate::config::Config;
+use crate::domain::csr::Request;
 use crate::domain::policy;
 use crate::issuance::ceremony;
+use crate::issuance::control::ControlPlane;
 use crate::issuance::keyring::Keyring;
 use crate::issuance::profile::{self, OPERATOR_IDENTITY};
 use crate::store::record::{Authority, AuthorityState, Fleet, Operator};
@@ -168,4 +170,46 @@ pub async fn run(options: Options) -> anyhow::Result<Summary> {
     credentials.write(admin_file)?;
     store.commit(commit).await?;
     Ok(Summary { fleet, anchor: hex::encode(sha256(&control_ca)), authorities, admin_out, root_key_out })
+}
+
+/// Makes an admin from the store of a stopped coordinator: the way back when every
+/// admin's certificate has expired or is lost.
+pub async fn recover_admin(config: &Config, admin: &str, out: &Path) -> anyhow::Result<()> {
+    check_name("operator", admin)?;
+    let file = NewFile::reserve(out, 0o600)?;
+    let keyring = Keyring::load(&config.kek_files)?;
+    let store = Store::open(&config.data_dir, &config.name)?;
+    let control = ControlPlane::load(&store, &keyring).await?;
+    let now = now();
+    let key = profile::new_key();
+    let request = Request::from_der(&ceremony::authority_csr(&key)?)?;
+    let certificate = control.certify(Role::Operator(admin.to_owned()), &request, OPERATOR_IDENTITY, now)?;
+    let [leaf, ca] = &certificate.chain[..] else {
+        anyhow::bail!("the control-plane CA gave no chain");
+    };
+    let record = Operator {
+        role: "admin".into(),
+        spki_sha256: certificate.spki_sha256.clone(),
+        added_at: now,
+        expires_at: certificate.expires_at,
+    };
+    let credentials = Credentials {
+        fleet: control.fleet.clone(),
+        coordinators: config.advertise.clone(),
+        operator: admin.to_owned(),
+        ca: pem("CERTIFICATE", ca),
+        certificate: pem("CERTIFICATE", leaf),
+        key: key.serialize_pem(),
+    };
+    credentials.write(file)?;
+    let draft = AuditDraft {
+        at: now,
+        actor: "coordinator".into(),
+        action: "operator.recover".into(),
+        object: format!("operator/{admin}"),
+        outcome: "done".into(),
+        detail: "on the coordinator's machine".into(),
+    };
+    store.commit(Commit::new().put(keys::operator(admin), &record).audit(draft)).await?;
+    Ok(())
 }

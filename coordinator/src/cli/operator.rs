@@ -36,6 +36,21 @@ pub(crate) enum OperatorCommand {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Make an admin on the coordinator's own machine, when no admin can get in any more
+    #[command(
+        after_help = "Example, with the coordinator stopped:\n  reseal operator recover alice --config /etc/reseal/reseal.toml --out alice.json\n\
+        Needs the store and a key-encryption key: whoever has these owns the fleet anyway. It is audited."
+    )]
+    Recover {
+        /// Name of the admin; an operator of that name gets new credentials
+        name: String,
+        /// The coordinator's configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Where the credentials go, mode 0600; an existing file is never overwritten
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// List the operators. Changes nothing
     List,
     /// Take an operator's access away, at once (admin); at least one admin remains
@@ -82,8 +97,15 @@ const COLUMNS: [Column<OperatorView>; 4] = [
 
 /// Runs one of the commands.
 pub(super) async fn run(context: &Context, command: OperatorCommand) -> Result<Exit, CliError> {
+    if let OperatorCommand::Recover { name, config, out } = command {
+        let config = crate::config::Config::load(&config).map_err(anyhow::Error::from)?;
+        crate::init::recover_admin(&config, &name, &out).await?;
+        super::output::write(&format!("{name} is an admin; the credentials are in {}\n", out.display()))?;
+        return Ok(Exit::Done);
+    }
     let mut client = context.connect().await?;
     match command {
+        OperatorCommand::Recover { .. } => {}
         OperatorCommand::Add { name, role, out } => {
             let file = NewFile::reserve(&out, 0o600)?;
             let failed = |error: rcgen::Error| CliError::Other(error.into());

@@ -165,6 +165,16 @@ async fn copy_in(config: &Config, file: &std::path::Path) -> Result<u64, CliErro
     let mut reader = std::io::BufReader::new(open);
     let imported =
         Store::import(&config.data_dir, &config.name, &mut reader).await.map_err(anyhow::Error::from)?;
+    let store = Store::open(&config.data_dir, &config.name).map_err(anyhow::Error::from)?;
+    let draft = crate::store::AuditDraft {
+        at: crate::app::now(),
+        actor: "coordinator".into(),
+        action: "store.import".into(),
+        object: "store".into(),
+        outcome: "done".into(),
+        detail: format!("{} records of an export made at {}", imported.records, imported.header.at),
+    };
+    store.commit(crate::store::Commit::new().audit(draft)).await.map_err(anyhow::Error::from)?;
     Ok(imported.records)
 }
 

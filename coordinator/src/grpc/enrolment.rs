@@ -4,8 +4,7 @@
 //! audited with the real reason, and a flood of them is counted instead of
 //! filling the audit chain.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use reseal_proto::facts::sha256;
@@ -14,6 +13,7 @@ use reseal_proto::v1::enrolment_server::Enrolment;
 use reseal_proto::v1::{EnrolRequest, IdentityReply, RenewRequest};
 use tonic::{Request, Response, Status};
 
+use super::allowance::Allowance;
 use super::auth;
 use super::convert::{chain, status};
 use crate::domain::Now;
@@ -24,23 +24,19 @@ use crate::metrics::Metrics;
 use crate::store::record::{Host, HostState, Token};
 use crate::store::{AuditDraft, Commit, Store, Versioned, keys};
 
-/// Refused enrolments that are audited each second; more are only counted.
-const AUDITED_PER_SECOND: u32 = 10;
-
 /// The enrolment service.
 pub(crate) struct EnrolmentService {
     store: Store,
     control: Arc<ControlPlane>,
     metrics: Metrics,
     now: Now,
-    second: AtomicI64,
-    refused: AtomicU32,
+    refusals: Mutex<Allowance>,
 }
 
 impl EnrolmentService {
     /// A service over this store.
     pub(crate) fn new(store: Store, control: Arc<ControlPlane>, metrics: Metrics, now: Now) -> Self {
-        Self { store, control, metrics, now, second: AtomicI64::new(0), refused: AtomicU32::new(0) }
+        Self { store, control, metrics, now, refusals: Mutex::default() }
     }
 
     async fn token(&self, request: &EnrolRequest, now: i64) -> Result<(String, Versioned<Token>), String> {
@@ -67,11 +63,9 @@ impl EnrolmentService {
 
     async fn refuse(&self, object: &str, why: String, now: i64) -> Status {
         self.metrics.enrolments_refused.inc();
-        if self.second.swap(now, Ordering::Relaxed) != now {
-            self.refused.store(0, Ordering::Relaxed);
-        }
         tracing::warn!(object, %why, "enrolment refused");
-        if self.refused.fetch_add(1, Ordering::Relaxed) < AUDITED_PER_SECOND {
+        let audited = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(now);
+        if audited {
             let draft = AuditDraft {
                 at: now,
                 actor: "unknown".into(),

@@ -5,6 +5,7 @@
 //! the engine.
 
 mod agent;
+mod allowance;
 mod auth;
 mod convert;
 mod enrolment;
@@ -87,7 +88,7 @@ pub async fn serve(
     parts: Parts,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let config = tls::server_config(&parts.control, (parts.now)())?;
+    let config = tls::server_config(parts.control.clone(), parts.now)?;
     let sessions = Sessions::default();
     let dispatcher = tokio::spawn(sessions.clone().dispatch(parts.view.clone()));
     let enrolment =
@@ -113,6 +114,7 @@ pub async fn serve(
         now: parts.now,
         started_at: parts.started_at,
         starting: Arc::default(),
+        refusals: Arc::default(),
     };
     let result = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)

@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use reseal_proto::facts;
 use reseal_proto::identity::Identity;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,7 +26,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::domain::Now;
 use crate::issuance::control::ControlPlane;
+use crate::issuance::profile::SERVER;
 
 /// A client that has not finished its handshake by then is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(20);
@@ -65,17 +69,54 @@ pub(crate) struct PeerIdentity {
     pub(crate) not_after: i64,
 }
 
-/// The server side's configuration.
-pub(crate) fn server_config(control: &ControlPlane, now: i64) -> Result<Arc<ServerConfig>, TlsError> {
+/// The server certificate in use; made anew long before it expires, so that a
+/// coordinator may run for years.
+#[derive(Debug)]
+pub(crate) struct ServerCertificate(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for ServerCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl ServerCertificate {
+    fn new(control: &ControlPlane, now: i64) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self(ArcSwap::from_pointee(certified_key(control, now)?))))
+    }
+
+    /// Replaces it every [`RENEWAL`], for ever.
+    async fn keep_fresh(self: Arc<Self>, control: Arc<ControlPlane>, now: Now) {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            match certified_key(&control, now()) {
+                Ok(fresh) => self.0.store(Arc::new(fresh)),
+                Err(error) => tracing::error!(%error, "cannot renew the coordinator's own certificate"),
+            }
+        }
+    }
+}
+
+/// A third of its lifetime.
+const RENEWAL: Duration = Duration::from_secs(SERVER.unsigned_abs() / 3);
+
+fn certified_key(control: &ControlPlane, now: i64) -> Result<CertifiedKey, TlsError> {
     let (chain, key) = control.server(now)?;
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_vec()));
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
+    Ok(CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), key))
+}
+
+/// The server side's configuration; its certificate is renewed in the background.
+pub(crate) fn server_config(control: Arc<ControlPlane>, now: Now) -> Result<Arc<ServerConfig>, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(control.ca_certificate.clone()))?;
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
-    let chain = chain.into_iter().map(CertificateDer::from).collect();
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_vec()));
+    let certificate = ServerCertificate::new(&control, now())?;
+    tokio::spawn(certificate.clone().keep_fresh(control, now));
     let mut config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would carry an identity that may have been banned since.
     config.send_tls13_tickets = 0;

@@ -27,6 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
+use super::allowance::Allowance;
 use super::auth::{self, Caller, OperatorRole};
 use super::convert::status;
 use crate::domain::Now;
@@ -68,6 +69,8 @@ pub(crate) struct OperatorService {
     pub(crate) started_at: i64,
     /// Rotations are started one at a time.
     pub(crate) starting: Arc<tokio::sync::Mutex<()>>,
+    /// Refused calls that are audited.
+    pub(crate) refusals: Arc<std::sync::Mutex<Allowance>>,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -82,9 +85,36 @@ impl OperatorService {
     ) -> Result<(Caller, T, tracing::Span), Status> {
         let span = tracing::info_span!("operator", call, operator = tracing::field::Empty);
         telemetry::continue_trace(&span, telemetry::traceparent_of(request.metadata()));
-        let caller = auth::operator(&self.store, &self.control.fleet, &request, least).await?;
+        let caller = match auth::operator(&self.store, &self.control.fleet, &request, least).await {
+            Ok(caller) => caller,
+            Err(refusal) => {
+                self.audit_refusal(&request, call, &refusal).await;
+                return Err(refusal);
+            }
+        };
         span.record("operator", &caller.name);
         Ok((caller, request.into_inner(), span))
+    }
+
+    /// Somebody with an identity tried what it may not; a flood of it is only logged.
+    async fn audit_refusal<T>(&self, request: &Request<T>, call: &str, refusal: &Status) {
+        let Ok(peer) = auth::peer(request) else { return };
+        let now = (self.now)();
+        tracing::warn!(identity = %peer.identity, call, why = refusal.message(), "call refused");
+        if !self.refusals.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take(now) {
+            return;
+        }
+        let draft = AuditDraft {
+            at: now,
+            actor: peer.identity.role.to_string(),
+            action: call.into(),
+            object: "operator service".into(),
+            outcome: "refused".into(),
+            detail: refusal.message().into(),
+        };
+        if let Err(error) = self.store.commit(Commit::new().audit(draft)).await {
+            tracing::error!(%error, "cannot audit a refused call");
+        }
     }
 
     fn draft(&self, caller: &Caller, action: &str, object: &str, detail: &str) -> AuditDraft {
