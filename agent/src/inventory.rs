@@ -1,7 +1,7 @@
 //! What the coordinator is told about this host, and the difference since.
 //!
 //! The digest is SHA-256 over the encoded installations in order of their id,
-//! each preceded by its length (u32, big-endian), then the findings likewise.
+//! each preceded by its length (u32, big-endian), then findings and trust stores likewise.
 //! Bounded: 2,000 installations, 100 findings, one MiB; what is beyond is left
 //! out and a finding says so. Pure.
 
@@ -9,15 +9,16 @@ use std::collections::BTreeMap;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use prost::Message;
-use reseal_proto::v1::{self, Finding, InventoryDelta};
+use reseal_proto::v1::{self, Finding, InventoryDelta, TrustStore};
 
-use crate::discover::{Host, Installation, finding};
+use crate::discover::{Host, Installation, TrustTarget, finding};
 
 /// Findings of one host that are reported.
 pub const MAX_FINDINGS: usize = 100;
 /// An encoded delta stays below one MiB; this much is left for its other fields.
 const MAX_BYTES: usize = 1024 * 1024 - 128 * 1024;
 const MOST_CONSUMERS: usize = 50;
+const MOST_TRUST_STORES: usize = 200;
 const MOST_ENDPOINTS: usize = 50;
 
 /// The whole inventory at one moment.
@@ -29,6 +30,8 @@ pub struct Report {
     pub installations: BTreeMap<String, v1::Installation>,
     /// Sorted.
     pub findings: Vec<Finding>,
+    /// By path.
+    pub trust_stores: Vec<TrustStore>,
 }
 
 impl Report {
@@ -63,8 +66,10 @@ impl Report {
         }
         findings.truncate(MAX_FINDINGS);
         findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
-        let digest = digest(&installations, &findings);
-        Self { digest, installations, findings }
+        let trust_stores: Vec<TrustStore> =
+            host.trusts.iter().take(MOST_TRUST_STORES).map(trust_store).collect();
+        let digest = digest(&installations, &findings, &trust_stores);
+        Self { digest, installations, findings, trust_stores }
     }
 
     /// What changed since `base`; everything when there is none.
@@ -76,6 +81,7 @@ impl Report {
                 upserted: self.installations.values().cloned().collect(),
                 removed: Vec::new(),
                 findings: self.findings.clone(),
+                trust_stores: self.trust_stores.clone(),
             };
         };
         let upserted = self
@@ -92,11 +98,16 @@ impl Report {
             upserted,
             removed,
             findings: self.findings.clone(),
+            trust_stores: self.trust_stores.clone(),
         }
     }
 }
 
-fn digest(installations: &BTreeMap<String, v1::Installation>, findings: &[Finding]) -> Vec<u8> {
+fn digest(
+    installations: &BTreeMap<String, v1::Installation>,
+    findings: &[Finding],
+    trust_stores: &[TrustStore],
+) -> Vec<u8> {
     let mut context = Context::new(&SHA256);
     let mut add = |bytes: Vec<u8>| {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -109,7 +120,15 @@ fn digest(installations: &BTreeMap<String, v1::Installation>, findings: &[Findin
     for found in findings {
         add(found.encode_to_vec());
     }
+    for store in trust_stores {
+        add(store.encode_to_vec());
+    }
     context.finish().as_ref().to_vec()
+}
+
+fn trust_store(target: &TrustTarget) -> TrustStore {
+    let containers = target.consumers.iter().take(MOST_CONSUMERS).map(|consumer| consumer.container.clone());
+    TrustStore { path: target.place.id(), bundle: target.bundle.clone(), containers: containers.collect() }
 }
 
 /// An installation as a message.
@@ -141,7 +160,6 @@ pub fn message(installation: &Installation) -> v1::Installation {
         consumers: consumers.collect(),
         endpoints,
         certificate: installation.certificate.clone(),
-        bundles: installation.bundles.clone(),
     }
 }
 
@@ -165,9 +183,10 @@ mod tests {
             installations.insert(installation.id.clone(), installation.clone());
         }
         Report {
-            digest: digest(&installations, &delta.findings),
+            digest: digest(&installations, &delta.findings, &delta.trust_stores),
             installations,
             findings: delta.findings.clone(),
+            trust_stores: delta.trust_stores.clone(),
         }
     }
 

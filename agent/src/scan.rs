@@ -78,7 +78,6 @@ fn installation_json(installation: &v1::Installation) -> Value {
         "usage": usage(installation.usage()), "key_type": installation.key_type,
         "issuer": installation.issuer, "layout": installation.layout,
         "consumers": consumers, "endpoints": endpoints, "certificate": certificate,
-        "bundles": installation.bundles,
     })
 }
 

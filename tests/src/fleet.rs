@@ -121,10 +121,13 @@ impl Fleet {
         found.with_context(|| format!("the fleet has no host {name}"))
     }
 
-    /// Copies what everything logged to a directory that outlives the fleet.
-    pub fn save_logs(&self, to: &Path) -> Result<()> {
-        let _ = std::fs::remove_dir_all(to);
-        std::fs::create_dir_all(to)?;
+    /// Copies what everything logged to a directory that outlives the fleet, named after the
+    /// test; the last thing a fleet does, too.
+    pub fn save_logs(&self) -> Result<PathBuf> {
+        let name = std::thread::current().name().unwrap_or("main").replace("::", "-");
+        let to = image::target_directory().join("fleet-logs").join(name);
+        let _ = std::fs::remove_dir_all(&to);
+        std::fs::create_dir_all(&to)?;
         for host in &self.hosts {
             let save =
                 |name: &str, text: &str| std::fs::write(to.join(format!("{}-{name}", host.name)), text);
@@ -143,7 +146,7 @@ impl Fleet {
         let coordinator = self.directory.join("coordinator/serve.log");
         let text = std::fs::read(coordinator).unwrap_or_default();
         std::fs::write(to.join("coordinator.log"), text)?;
-        Ok(())
+        Ok(to)
     }
 
     /// Lets the fleet live on after this process, until `clean` takes it down.
@@ -162,6 +165,9 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         if self.kept {
             return;
+        }
+        if let Err(error) = self.save_logs() {
+            eprintln!("could not keep the logs: {error:#}");
         }
         std::thread::scope(|scope| {
             for host in &mut self.hosts {

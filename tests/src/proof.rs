@@ -144,7 +144,6 @@ pub fn forbidden_places(world: &World) -> Result<Vec<PathBuf>> {
             places.push(host.directory().join(name));
         }
     }
-    let logs = world.save_logs()?;
-    places.push(logs);
+    places.push(world.fleet.save_logs()?);
     Ok(places)
 }

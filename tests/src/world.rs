@@ -11,7 +11,6 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::fleet::Fleet;
-use crate::image;
 use crate::probe;
 use crate::process::wait_until;
 use crate::product::{self, Agent, Binaries, Coordinator};
@@ -68,7 +67,7 @@ impl World {
 
         let mut world = Self { agents, coordinator, fleet, services, root };
         if let Err(error) = world.wait_for_certificates("a") {
-            let logs = world.save_logs()?;
+            let logs = world.fleet.save_logs()?;
             return Err(error.context(format!("the logs are in {}", logs.display())));
         }
         say(&format!(
@@ -122,14 +121,6 @@ impl World {
             }
             Ok(())
         })
-    }
-
-    /// Keeps what everything logged; returns where.
-    pub fn save_logs(&self) -> Result<PathBuf> {
-        let own = std::thread::current().name().unwrap_or("main").replace("::", "-");
-        let logs = image::target_directory().join("fleet-logs").join(own);
-        self.fleet.save_logs(&logs)?;
-        Ok(logs)
     }
 
     /// The end of a service's log, for the error that says it does not answer.

@@ -42,15 +42,11 @@ impl Assembly {
         for problem in &container.declared.problems {
             self.findings.push(finding(problem.id, &container.name, &problem.message, "warning"));
         }
-        let mut bundles: Vec<String> = Vec::new();
         for trust in &container.declared.trusts {
-            bundles.push(trust.bundle.clone());
             self.trust(container, trust);
         }
-        bundles.sort();
-        bundles.dedup();
         for certificate in &container.declared.certificates {
-            self.certificate(container, certificate, &bundles);
+            self.certificate(container, certificate);
         }
     }
 
@@ -66,7 +62,7 @@ impl Assembly {
         }
     }
 
-    fn certificate(&mut self, container: &Container, declared: &Certificate, bundles: &[String]) {
+    fn certificate(&mut self, container: &Container, declared: &Certificate) {
         let Some(located) = self.locate(container, &declared.name, &declared.path) else {
             return;
         };
@@ -98,22 +94,11 @@ impl Assembly {
             None => {
                 self.installations.insert(
                     id.clone(),
-                    Installation {
-                        id,
-                        label,
-                        wanted,
-                        place,
-                        consumers: vec![consumer],
-                        certificate: None,
-                        bundles: bundles.to_vec(),
-                    },
+                    Installation { id, label, wanted, place, consumers: vec![consumer], certificate: None },
                 );
             }
             Some(known) if known.wanted == wanted && known.place == place => {
                 known.consumers.push(consumer);
-                known.bundles.extend_from_slice(bundles);
-                known.bundles.sort();
-                known.bundles.dedup();
             }
             Some(known) => {
                 let message = format!(

@@ -76,8 +76,6 @@ pub struct Installation {
     pub consumers: Vec<Consumer>,
     /// What is on disk.
     pub certificate: Option<CertificateFacts>,
-    /// Names of the trust bundles its consumers load.
-    pub bundles: Vec<String>,
 }
 
 /// What a certificate shall be.

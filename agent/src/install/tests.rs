@@ -36,7 +36,6 @@ impl Bench {
                 place,
                 consumers: Vec::new(),
                 certificate: None,
-                bundles: Vec::new(),
             },
             mount,
             authority: Authority::new("a"),

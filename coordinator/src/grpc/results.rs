@@ -29,6 +29,8 @@ use crate::store::{Commit, Store, StoreError, keys};
 pub(crate) const MAX_INSTALLATIONS: usize = 2_000;
 /// Findings of one host at most.
 pub(crate) const MAX_FINDINGS: usize = 100;
+/// Trust stores of one host at most.
+pub(crate) const MAX_TRUST_STORES: usize = 200;
 /// An installation's record at most, bytes.
 const MAX_INSTALLATION_BYTES: usize = 40 * 1024;
 /// Bytes of installations in one chunk.
@@ -262,6 +264,7 @@ impl Results {
         }
         if installations.len() > MAX_INSTALLATIONS
             || delta.findings.len() > MAX_FINDINGS
+            || delta.trust_stores.len() > MAX_TRUST_STORES
             || delta.digest.len() > 64
         {
             return Err(Status::invalid_argument(format!(
@@ -270,13 +273,21 @@ impl Results {
                 delta.findings.len()
             )));
         }
-        let mut chunks = chunked(installations.into_values());
-        let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-        let first = &mut chunks[0];
-        first.digest = delta.digest;
-        first.findings = delta.findings;
-        first.chunks = count;
-        first.reported_at = (self.now)();
+        let mut head = Inventory {
+            digest: delta.digest,
+            findings: delta.findings,
+            trust_stores: delta.trust_stores,
+            reported_at: (self.now)(),
+            ..Inventory::default()
+        };
+        while head.encoded_len() > CHUNK_BYTES && head.findings.pop().is_some() {}
+        if head.encoded_len() > CHUNK_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "the trust stores of host {host} are described too long"
+            )));
+        }
+        let mut chunks = chunked(head, installations.into_values());
+        chunks[0].chunks = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
         Ok(Some(write_chunks(host, &known.chunks, &chunks)))
     }
 }
@@ -330,9 +341,9 @@ fn failure(code: &str, reason: String) -> Failure {
     Failure { stage: Stage::Verify.into(), code: code.into(), reason }
 }
 
-fn chunked(installations: impl Iterator<Item = Installation>) -> Vec<Inventory> {
-    let mut chunks = vec![Inventory::default()];
-    let mut bytes = 0;
+fn chunked(head: Inventory, installations: impl Iterator<Item = Installation>) -> Vec<Inventory> {
+    let mut bytes = head.encoded_len();
+    let mut chunks = vec![head];
     for installation in installations {
         let size = installation.encoded_len();
         let last = chunks.last().map_or(0, |chunk| chunk.installations.len());

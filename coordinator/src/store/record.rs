@@ -203,9 +203,9 @@ pub struct Inventory {
     /// When it was reported; in chunk 0 only.
     #[prost(int64, tag = "5")]
     pub reported_at: i64,
-    /// In chunk 0 only.
-    #[prost(string, tag = "6")]
-    pub agent_version: String,
+    /// Trust bundles on the host, and who loads them; in chunk 0 only, at most 200.
+    #[prost(message, repeated, tag = "6")]
+    pub trust_stores: Vec<v1::TrustStore>,
 }
 
 /// A CA certificate and key of the built-in CA.

@@ -163,7 +163,6 @@ pub fn installation(id: &str, name: &str, certificate: Option<CertificateFacts>)
         }],
         endpoints: vec![Endpoint { address: "172.17.0.2:443".into(), sni: name.into() }],
         certificate,
-        bundles: Vec::new(),
     }
 }
 

@@ -63,7 +63,6 @@ pub(crate) struct InstallationView {
     pub(crate) consumers: Vec<ConsumerView>,
     pub(crate) endpoints: Vec<EndpointView>,
     pub(crate) certificate: Option<CertificateView>,
-    pub(crate) bundles: Vec<String>,
 }
 
 impl From<v1::Installation> for InstallationView {
@@ -79,7 +78,6 @@ impl From<v1::Installation> for InstallationView {
             consumers: installation.consumers.into_iter().map(Into::into).collect(),
             endpoints: installation.endpoints.into_iter().map(Into::into).collect(),
             certificate: installation.certificate.map(Into::into),
-            bundles: installation.bundles,
         }
     }
 }

@@ -155,16 +155,12 @@ impl OperatorService {
                 .range::<Inventory>(&keys::inventory_of(&host))
                 .await
                 .map_err(|error| status(&error))?;
-            for installation in chunks.into_iter().flat_map(|(_, chunk)| chunk.value.installations) {
-                for (bundle, consumer) in installation
-                    .bundles
-                    .iter()
-                    .flat_map(|bundle| installation.consumers.iter().map(move |consumer| (bundle, consumer)))
-                {
+            for store in chunks.into_iter().flat_map(|(_, chunk)| chunk.value.trust_stores) {
+                for container in store.containers {
                     let party = RelyingParty {
                         host: host.clone(),
-                        container: consumer.container.clone(),
-                        bundle: bundle.clone(),
+                        container,
+                        bundle: store.bundle.clone(),
                         verdict: "untested".into(),
                     };
                     if !parties.contains(&party) {
