@@ -25,6 +25,7 @@ use crate::reload::Reloader;
 use crate::renew::Renewer;
 use crate::state::{Lock, Session};
 use crate::target::Tools;
+use crate::unserved::Unserved;
 use crate::{metrics, served, trust};
 
 /// Where a join token may come from besides the argument.
@@ -122,9 +123,12 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
         config: config.clone(),
         discovery: discovery.clone(),
         reloader: Arc::new(Reloader::default()),
+        unserved: Arc::new(Unserved::open(state_dir, identities.clone(), outbox.clone())?),
         session,
         busy: Arc::default(),
     };
+    // Held until what a crash left behind is resumed: nobody tidies before.
+    let resuming = tools.busy.clone().try_lock_owned().context("nobody else holds it yet")?;
     let renewer = Renewer {
         tools: tools.clone(),
         identities,
@@ -137,7 +141,7 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
     Ok(async move {
         tokio::select! {
             () = link.run() => {}
-            () = renewer.run() => {}
+            () = renewer.run(resuming) => {}
             () = trust::run(tools.clone(), ends.welcomed) => {}
             () = served::run(tools) => {}
             () = metrics::run(config.metrics_listen, discovery, outbox, ends.session) => {}

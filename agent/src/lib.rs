@@ -6,7 +6,7 @@
 //! - [`link`] is the session with the coordinator; [`outbox`] keeps results until they are acknowledged.
 //! - [`renew`] runs a batch, [`target`] one target of it: [`plan`] says what is next, [`journal`] remembers it.
 //! - [`chain`] validates, [`install`] writes (through [`dir`]), [`reload`] reloads, [`verify`] proves.
-//! - [`served`] looks after consumers that start later, [`trust`] writes trust bundles, [`evidence`] signs.
+//! - [`served`] looks after consumers that start later ([`unserved`]), [`trust`] writes bundles, [`evidence`] signs.
 //! - [`scan`] and [`doctor`] are the two commands for people; [`metrics`] is for Prometheus.
 //!
 //! The coordinator only ever names installations that the host declared itself:
@@ -36,6 +36,7 @@ pub mod served;
 pub mod state;
 pub mod target;
 pub mod trust;
+pub mod unserved;
 pub mod verify;
 
 /// An error with everything below it, on one line; for logs and findings.

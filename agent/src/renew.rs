@@ -57,7 +57,7 @@ pub struct Renewer {
 
 impl Renewer {
     /// Finishes what a crash left behind, then runs orders as they come.
-    pub async fn run(mut self) {
+    pub async fn run(mut self, resuming: tokio::sync::OwnedMutexGuard<()>) {
         // Nothing can be resumed or ordered before the host is known.
         let mut host = self.tools.discovery.watch();
         if host.wait_for(Option::is_some).await.is_err() {
@@ -73,6 +73,7 @@ impl Renewer {
             }
             Err(error) => error!(error = %crate::chain_of(&error), "the journal cannot be read"),
         }
+        drop(resuming);
         while let Some(order) = self.orders.recv().await {
             self.order(order).await;
         }

@@ -21,12 +21,13 @@ use crate::chain;
 use crate::config::Config;
 use crate::discover::docker::DockerError;
 use crate::discover::watch::Discovery;
-use crate::discover::{Consumer, Endpoint, Installation};
+use crate::discover::{Consumer, Endpoint, Installation, Reload};
 use crate::install::{Files, InstallError};
 use crate::journal::{Entry, Journal, Phase};
 use crate::key::{KeyError, PrivateKey};
 use crate::reload::{ReloadError, Reloader};
 use crate::state::Session;
+use crate::unserved::Unserved;
 use crate::verify::{self, Expected, VerifyError};
 
 /// What every target needs.
@@ -38,6 +39,8 @@ pub struct Tools {
     pub discovery: Discovery,
     /// Reloads, one at a time per container.
     pub reloader: Arc<Reloader>,
+    /// Targets that nothing could prove yet.
+    pub unserved: Arc<Unserved>,
     /// Anchors.
     pub session: Arc<Session>,
     /// Held while a batch runs: only the batch may remove generations then.
@@ -74,6 +77,17 @@ pub enum TargetError {
     /// An endpoint.
     #[error("the new certificate is not served")]
     Verify(#[source] VerifyError),
+    /// Likewise, and nobody had told the program.
+    #[error(
+        "the new certificate is not served, and container {container} has no reload method: declare reseal.cert.NAME.reload"
+    )]
+    NotReloaded {
+        /// Its name.
+        container: String,
+        /// What is served.
+        #[source]
+        source: VerifyError,
+    },
 }
 
 impl TargetError {
@@ -84,7 +98,7 @@ impl TargetError {
             Self::Chain(_) => Stage::Validate,
             Self::Install(_) => Stage::Install,
             Self::Docker(_) | Self::Reload(_) => Stage::Reload,
-            Self::Verify(_) => Stage::Verify,
+            Self::Verify(_) | Self::NotReloaded { .. } => Stage::Verify,
         }
     }
 
@@ -98,7 +112,7 @@ impl TargetError {
             Self::Install(error) => error.code(),
             Self::Docker(_) => "docker-failed",
             Self::Reload(error) => error.code(),
-            Self::Verify(error) => error.code(),
+            Self::Verify(error) | Self::NotReloaded { source: error, .. } => error.code(),
         }
     }
 
@@ -279,11 +293,12 @@ impl Target<'_> {
         .await;
         match outcome {
             Ok((state, grade)) => {
-                if state == TargetState::Verified {
-                    self.settle(&entry).await;
-                }
-                let after = entry.new.clone();
+                let (after, previous) = (entry.new.clone(), entry.previous.clone());
                 self.done(entry, state, grade, None, after, shown).await;
+                // Only once the proof is on record: until then the way back stays open.
+                if state == TargetState::Verified {
+                    self.settle(previous).await;
+                }
             }
             Err(error) => self.undo(error, shown).await,
         }
@@ -315,7 +330,15 @@ impl Target<'_> {
         let (proofs, result) = verify::endpoints(&endpoints, expected, self.deadline()).await;
         crate::fail_point("agent.after_verify");
         shown.endpoints = proofs;
-        result.map_err(TargetError::Verify)
+        result.map_err(|error| {
+            let silent = consumers.iter().find(|consumer| consumer.running && consumer.reload == Reload::None);
+            match silent {
+                Some(consumer) => {
+                    TargetError::NotReloaded { container: consumer.container.clone(), source: error }
+                }
+                None => TargetError::Verify(error),
+            }
+        })
     }
 
     fn judge(&self, consumers: &[Consumer], shown: &Shown) -> (TargetState, Grade) {
@@ -337,8 +360,7 @@ impl Target<'_> {
     }
 
     /// The new one is proved: older keys go. A failure here harms nothing.
-    async fn settle(&self, entry: &Entry) {
-        let previous = entry.previous.clone();
+    async fn settle(&self, previous: Option<String>) {
         let settled = self.files(move |files| files.settle(previous.as_deref())).await;
         if let Err(error) = settled {
             warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "old keys could not be removed");
@@ -394,7 +416,7 @@ impl Target<'_> {
         let mut shown = Shown { reloads, endpoints: Vec::new() };
         let previous = entry.previous.clone().unwrap_or_default();
         let switched =
-            self.files(move |files| files.switch(&previous)).instrument(self.span("install")).await;
+            self.files(move |files| files.restore(&previous)).instrument(self.span("install")).await;
         if let Err(error) = switched {
             failure.reason.push_str(&format!(
                 "; the earlier certificate could not be brought back: {}",

@@ -6,11 +6,13 @@
 //! - [`facts`]: what an X.509 certificate says, as a message.
 //! - [`channel`]: a gRPC channel to the coordinator over mutual TLS.
 //! - [`telemetry`]: logs, traces and the W3C trace context.
+//! - [`error`]: an error and what is below it, as one line.
 //! - [`fail`]: named points at which a test kills the process.
 //!
 //! Coordinator and agent share this crate and nothing else.
 
 pub mod channel;
+pub mod error;
 pub mod facts;
 pub mod fail;
 pub mod identity;

@@ -25,6 +25,7 @@ const CERTIFICATE_MODE: u32 = 0o644;
 const KEY_MODE: u32 = 0o600;
 const AREA: &str = ".reseal";
 const PENDING_KEY: &str = "pending.key";
+const ORIGINAL: &str = "original-";
 
 /// Nothing was installed, or what was there is back.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +150,21 @@ impl Files {
             Layout::Pair => self.switch_pair(generation),
             Layout::Combined => self.switch_combined(generation),
         }
+    }
+
+    /// Brings an earlier generation back; refused where its key is gone already.
+    pub fn restore(&self, generation: &str) -> Result<(), InstallError> {
+        let directory = self.generation(generation)?.ok_or_else(|| self.no_key(generation))?;
+        let key = match self.layout {
+            Layout::Pair => &self.place.key,
+            Layout::Combined => &self.place.certificate,
+        };
+        let whole = self.named(directory.kind(key))?.is_some();
+        // What was there before the agent comes back as it was, whole or not.
+        if !whole && !generation.starts_with(ORIGINAL) {
+            return Err(self.no_key(generation));
+        }
+        self.switch(generation)
     }
 
     /// The generation in use; `None` when the files are not the agent's.
@@ -296,7 +312,7 @@ impl Files {
 
 /// The name under which what was there before the agent is kept.
 fn original(generation: &str) -> String {
-    format!("original-{generation}")
+    format!("{ORIGINAL}{generation}")
 }
 
 #[cfg(test)]

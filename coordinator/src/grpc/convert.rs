@@ -1,7 +1,6 @@
 //! Between the wire and the rest: errors to statuses, records to messages.
 
-use std::error::Error;
-
+pub(crate) use reseal_proto::error::chain;
 use reseal_proto::v1;
 use tonic::{Code, Status};
 
@@ -9,18 +8,6 @@ use crate::domain::authority;
 use crate::issuance::IssuanceError;
 use crate::store::StoreError;
 use crate::store::record::Authority;
-
-/// An error with its sources, once, for the one place where it is printed.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
 
 /// What a failed commit or read is to a caller.
 pub(crate) fn status(error: &StoreError) -> Status {

@@ -101,10 +101,10 @@ impl ServerCertificate {
 const RENEWAL: Duration = Duration::from_secs(SERVER.unsigned_abs() / 3);
 
 fn certified_key(control: &ControlPlane, now: i64) -> Result<CertifiedKey, TlsError> {
-    let (chain, key) = control.server(now)?;
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_vec()));
+    let server = control.server(now)?;
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(server.pkcs8.to_vec()));
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
-    Ok(CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), key))
+    Ok(CertifiedKey::new(server.chain.into_iter().map(CertificateDer::from).collect(), key))
 }
 
 /// The server side's configuration; its certificate is renewed in the background.

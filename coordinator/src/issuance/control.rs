@@ -78,6 +78,14 @@ pub struct ClientCertificate {
     pub expires_at: i64,
 }
 
+/// A server certificate and its key. No `Debug`: nobody prints it.
+pub struct ServerKey {
+    /// Leaf, then the control-plane CA, DER.
+    pub chain: Vec<Vec<u8>>,
+    /// PKCS#8, DER.
+    pub pkcs8: Zeroizing<Vec<u8>>,
+}
+
 impl ControlPlane {
     /// Loads it from the store, and checks that no managed issuer shares its key.
     pub async fn load(store: &Store, keyring: &Keyring) -> Result<Self, ControlError> {
@@ -134,12 +142,15 @@ impl ControlPlane {
         })
     }
 
-    /// A fresh server certificate for this process: DER chain and PKCS#8 key.
-    pub fn server(&self, now: i64) -> Result<(Vec<Vec<u8>>, Zeroizing<Vec<u8>>), ProfileError> {
+    /// A fresh server certificate and key for this process.
+    pub fn server(&self, now: i64) -> Result<ServerKey, ProfileError> {
         let key = profile::new_key();
         let identity = Identity { fleet: self.fleet.clone(), role: Role::Coordinator };
         let leaf = profile::server(&identity, &key, &self.ca, now)?;
-        Ok((vec![leaf, self.ca_certificate.clone()], Zeroizing::new(key.serialize_der())))
+        Ok(ServerKey {
+            chain: vec![leaf, self.ca_certificate.clone()],
+            pkcs8: Zeroizing::new(key.serialize_der()),
+        })
     }
 
     /// Signs evidence: ECDSA P-256 with SHA-256, ASN.1 DER.

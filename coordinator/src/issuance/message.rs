@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use reseal_proto::error::chain;
 use reseal_proto::facts::sha256;
 use reseal_proto::v1::{self, Stage};
 
@@ -173,16 +174,4 @@ fn grant(applicant: &Applicant<'_>, csr: &v1::Csr, request: &Request) -> Result<
 
 fn refusal(code: &str, reason: String) -> v1::Failure {
     v1::Failure { stage: Stage::Issue.into(), code: code.into(), reason }
-}
-
-/// An error with its sources, once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
