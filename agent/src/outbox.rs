@@ -102,13 +102,15 @@ impl Outbox {
         self.held().results.keys().cloned().collect()
     }
 
-    /// The coordinator has it.
-    pub fn acknowledge(&self, batch: &str) -> Result<(), StateError> {
+    /// The coordinator has the result with this payload; a newer one for the
+    /// same batch stays.
+    pub fn acknowledge(&self, batch: &str, payload: &[u8]) -> Result<(), StateError> {
         let mut held = self.held();
-        if !held.results.contains_key(batch) {
+        if held.results.get(batch).is_none_or(|result| result.payload != payload) {
             return Ok(());
         }
         let mut names = held.acknowledged.clone();
+        names.names.retain(|name| name != batch);
         names.names.push(batch.to_owned());
         let surplus = names.names.len().saturating_sub(MOST_ACKNOWLEDGED);
         names.names.drain(..surplus);
@@ -145,12 +147,24 @@ mod tests {
         outbox.put(result("a")).unwrap();
         let outbox = Outbox::open(dir.path()).unwrap();
         assert_eq!(outbox.known("a"), Some(Known::Finished(Box::new(result("a")))));
-        outbox.acknowledge("a").unwrap();
-        outbox.acknowledge("never heard of").unwrap();
+        outbox.acknowledge("a", &[1, 2]).unwrap();
+        outbox.acknowledge("never heard of", &[1, 2]).unwrap();
         let outbox = Outbox::open(dir.path()).unwrap();
         assert!(outbox.waiting().is_empty());
         assert_eq!(outbox.known("a"), Some(Known::Acknowledged));
         assert_eq!(outbox.known("never heard of"), None);
+    }
+
+    #[test]
+    fn an_acknowledgement_of_an_older_result_leaves_the_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(dir.path()).unwrap();
+        outbox.put(result("a")).unwrap();
+        outbox.put(BatchResult { payload: vec![3], ..result("a") }).unwrap();
+        outbox.acknowledge("a", &[1, 2]).unwrap();
+        assert_eq!(outbox.waiting(), ["a"]);
+        outbox.acknowledge("a", &[3]).unwrap();
+        assert!(outbox.waiting().is_empty());
     }
 
     #[test]
@@ -159,7 +173,7 @@ mod tests {
         let outbox = Outbox::open(dir.path()).unwrap();
         outbox.held().acknowledged.names = (0..MOST_ACKNOWLEDGED).map(|n| n.to_string()).collect();
         outbox.put(result("new")).unwrap();
-        outbox.acknowledge("new").unwrap();
+        outbox.acknowledge("new", &[1, 2]).unwrap();
         assert_eq!(outbox.known("0"), None);
         assert_eq!(outbox.known("1"), Some(Known::Acknowledged));
         assert_eq!(outbox.held().acknowledged.names.len(), MOST_ACKNOWLEDGED);

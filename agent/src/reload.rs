@@ -232,7 +232,7 @@ mod tests {
         // There is no engine at this address: any call would fail.
         let engine = Engine::new("unix:///nonexistent.sock");
         let reloader = Reloader::default();
-        let (proofs, result) = reloader.reload(&engine, &[consumer.clone()]).await;
+        let (proofs, result) = reloader.reload(&engine, std::slice::from_ref(&consumer)).await;
         assert!(proofs.is_empty() && result.is_ok());
         let running = Consumer { running: true, ..consumer };
         assert!(reloader.reload(&engine, &[running]).await.1.is_err());

@@ -94,7 +94,7 @@ async fn look(tools: &Tools, installation: &Installation) {
     };
     if problem.is_none() {
         info!(installation = %installation.id, "a started consumer serves what is on disk");
-        settle(tools, installation).await;
+        prove(tools, installation).await;
     }
     let found = problem.as_ref().map(|error| described(installation, error));
     for id in ["served-differs-from-file", "endpoint-unreachable"] {
@@ -129,6 +129,28 @@ async fn still_running(tools: &Tools, installation: &Installation) -> bool {
         .consumers
         .iter()
         .any(|consumer| now.iter().any(|now| now.running && now.container_id == consumer.container_id))
+}
+
+/// A target may have waited for this. Every consumer that runs is looked at,
+/// and this time with what clients trust.
+async fn prove(tools: &Tools, installation: &Installation) {
+    let Some(fingerprint) = on_disk(tools, installation).await else {
+        return;
+    };
+    let (Ok(consumers), anchors) = (tools.discovery.consumers(installation).await, tools.session.anchors())
+    else {
+        return;
+    };
+    let expected = Expected { fingerprint, anchors: Some(&anchors) };
+    let deadline = Instant::now() + tools.config.verify_timeout;
+    let (proofs, outcome) = verify::endpoints(&endpoints_of(&consumers), expected, deadline).await;
+    if outcome.is_err() || proofs.is_empty() {
+        return;
+    }
+    settle(tools, installation).await;
+    if tools.unserved.waits(&installation.id, &fingerprint) {
+        tools.unserved.proved(&installation.id, &fingerprint, &proofs);
+    }
 }
 
 /// What is current is proved now: the key before it goes.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use reseal_tests::capture::Capture;
 use reseal_tests::fleet::{Fleet, Host};
 use reseal_tests::pki::Pki;
 use reseal_tests::process::{self, Daemon, turn, wait_for, wait_until};
@@ -199,6 +200,35 @@ fn a_killed_run_is_cleaned_up() -> Result<()> {
     assert!(clean::leftovers(clean::Which::Abandoned)?.contains(&number));
     assert!(!process::alive(container));
     assert!(nothing_is_left(&directory)?);
+    Ok(())
+}
+
+/// What the secrecy scenario relies on: a captured connection can be read with its keys.
+#[test]
+fn a_capture_is_decrypted() -> Result<()> {
+    let _turn = turn()?;
+    let pki = Pki::new()?;
+    pki.intermediate("a")?;
+    let fleet = Fleet::start(&["one"])?;
+    let one = fleet.host("one")?;
+    let site = Service::site(one, "shop", 443, "ecdsa-p256");
+    site.start(one)?;
+    issue(&pki, &site, one, "a")?;
+    wait_until("shop answers", Duration::from_secs(60), || probe::once(&site.endpoint, &pki.root()))?;
+    let scratch = tempfile::tempdir()?;
+    let keys = scratch.path().join("keys");
+    let capture = Capture::start(&fleet.bridge(), 443, scratch.path())?;
+    let address = site.endpoint.address.to_string();
+    let request = "printf 'GET /a-word-to-find HTTP/1.0\\r\\n\\r\\n' | openssl s_client -quiet";
+    let line = format!("{request} -connect {address} -keylogfile {}", keys.display());
+    process::run(&mut process::command("sh", &["-c", &line]))?;
+    let streams = capture.decrypted(&keys)?;
+    let seen = |word: &str| {
+        let found = |bytes: &Vec<u8>| memchr::memmem::find(bytes, word.as_bytes()).is_some();
+        streams.iter().any(found)
+    };
+    assert!(seen("a-word-to-find") && seen("200 OK"), "{} streams", streams.len());
+    assert!(!seen("a-word-that-was-not-said"));
     Ok(())
 }
 

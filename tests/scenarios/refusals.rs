@@ -113,7 +113,7 @@ fn bad_labels(world: &World) -> Result<()> {
         ("cert.site.mode", "0666", "bad-label", "mode"),
         ("cert.site.reload", "signal:NOPE", "bad-label", "reload"),
         ("cert.site.key-type", "dsa", "bad-label", "key-type"),
-        ("cert.si\u{1b}[2Jte.path", "/tls/x", "unknown-label", "label"),
+        ("cert.si\u{1b}[2Jte.path", "/tls/x", "bad-label", "label"),
         ("enable", "maybe", "bad-label", "enable"),
     ];
     let before: Vec<_> = world

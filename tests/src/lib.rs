@@ -12,12 +12,14 @@
 //! - [`product`]: the coordinator, the agents and the command line, run as users run them.
 //! - [`world`]: all of it together, up to the moment when every certificate is issued.
 //! - [`wire`]: agents that are nothing but a client, so that they can misbehave; the simulator uses them too.
+//! - [`capture`]: traffic, captured and decrypted.
 //! - [`proof`]: what must hold after a rotation, and after a crash.
 //! - [`demo`]: what `deploy/demo` shows.
 //! - [`pki`]: a CA made with the `openssl` program, for tests of the harness and for forgeries.
 //!
 //! Nothing here looks inside the product; a scenario believes only what a client sees.
 
+pub mod capture;
 pub mod clean;
 pub mod demo;
 pub mod engine;

@@ -161,6 +161,12 @@ fn certificate(pem: &str) -> Result<Certificate> {
     })
 }
 
+/// The DER form of a certificate.
+pub fn der(certificate: &Certificate) -> Result<Vec<u8>> {
+    let (_, block) = x509_parser::pem::parse_x509_pem(certificate.pem.as_bytes())?;
+    Ok(block.contents)
+}
+
 /// SHA-256, lower-case hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))

@@ -127,7 +127,7 @@ pub fn nowhere_below(places: &[PathBuf], secrets: &[Secret]) -> Result<usize> {
         } else if kind.is_file() {
             let bytes = fs::read(&path)?;
             searched += 1;
-            for secret in secrets.iter().filter(|secret| secret.is_in(&bytes)) {
+            if let Some(secret) = secrets.iter().find(|secret| secret.is_in(&bytes)) {
                 bail!("the private key {} is in {}", secret.name, path.display());
             }
         }

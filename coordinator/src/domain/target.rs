@@ -97,13 +97,14 @@ pub fn batch_name(rotation: &str, number: usize, epoch: u64) -> String {
     format!("{rotation}.{number}-{epoch}")
 }
 
-/// A new target for an installation as it is on record.
-pub fn pending(installation: &Installation) -> Target {
+/// A new target for an installation as it is on record; its first certificate will have `serial`.
+pub fn pending(installation: &Installation, serial: impl Into<Vec<u8>>) -> Target {
     Target {
         installation: installation.id.clone(),
         label: installation.label.clone(),
         state: State::Pending.into(),
         before: installation.certificate.as_ref().map(|facts| facts.fingerprint.clone()).unwrap_or_default(),
+        serial: serial.into(),
         ..Target::default()
     }
 }

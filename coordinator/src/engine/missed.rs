@@ -12,6 +12,7 @@ use reseal_proto::v1::{Installation, OnFailure};
 use super::Turn;
 use crate::domain::selection::{self, IssuerKey};
 use crate::domain::{rotation, target};
+use crate::issuance::profile::serial;
 use crate::store::record::{Batch, Inventory};
 use crate::store::{AuditDraft, Commit, StoreError, keys};
 
@@ -95,7 +96,7 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
         let record = Batch {
             rotation: wanted.rotation.clone(),
             wave: wanted.wave,
-            targets: chunk.iter().map(|installation| target::pending(installation)).collect(),
+            targets: chunk.iter().map(|installation| target::pending(installation, serial())).collect(),
             created_at: turn.now,
             traceparent: wanted.traceparent.clone(),
             on_failure: wanted.on_failure.into(),

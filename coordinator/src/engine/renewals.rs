@@ -7,6 +7,7 @@ use reseal_proto::v1::OnFailure;
 
 use super::Turn;
 use crate::domain::{renewal, target};
+use crate::issuance::profile::serial;
 use crate::store::record::{Batch, HostState, Inventory, Target};
 use crate::store::{Commit, StoreError, keys};
 
@@ -66,7 +67,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
         })
         .filter(|installation| !open.contains(installation.id.as_str()))
         .take(target::PER_BATCH)
-        .map(target::pending)
+        .map(|installation| target::pending(installation, serial()))
         .collect();
     if targets.is_empty() {
         return Ok(());

@@ -26,6 +26,7 @@ use tracing::Instrument as _;
 
 use super::auth;
 use super::convert::{chain, issuance_status, status};
+use super::inventory::Inventories;
 use super::results::Results;
 use super::sessions::{Sessions, Slot};
 use super::tls::PeerIdentity;
@@ -59,6 +60,7 @@ struct Parts {
     issuance: Issuance,
     control: Arc<ControlPlane>,
     results: Results,
+    inventories: Inventories,
     metrics: Metrics,
     now: Now,
 }
@@ -88,7 +90,19 @@ impl AgentService {
     pub(crate) fn new(parts: AgentParts) -> Self {
         let AgentParts { store, view, presence, sessions, issuance, control, metrics, now } = parts;
         let results = Results::new(store.clone(), control.clone(), metrics.clone(), now);
-        Self(Arc::new(Parts { store, view, presence, sessions, issuance, control, results, metrics, now }))
+        let inventories = Inventories::new(store.clone(), now);
+        Self(Arc::new(Parts {
+            store,
+            view,
+            presence,
+            sessions,
+            issuance,
+            control,
+            results,
+            inventories,
+            metrics,
+            now,
+        }))
     }
 }
 
@@ -212,7 +226,7 @@ impl Session {
             bundles: vec![TrustBundle { name: "managed-root".into(), certificates: vec![root] }],
         }))
         .await?;
-        let known = parts.results.digest(&self.host).await?;
+        let known = parts.inventories.digest(&self.host).await?;
         if known != hello.inventory_digest || known.is_empty() {
             self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
         }
@@ -274,7 +288,7 @@ impl Session {
         match body {
             FromAgent::Hello(_) => Err(Status::invalid_argument("a session has one Hello")),
             FromAgent::Inventory(delta) => {
-                if !self.parts.results.inventory(&self.host, delta).await? {
+                if !self.parts.inventories.apply(&self.host, delta).await? {
                     self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
                 }
                 Ok(())

@@ -9,6 +9,7 @@ mod allowance;
 mod auth;
 mod convert;
 mod enrolment;
+mod inventory;
 mod operator;
 mod results;
 mod sessions;

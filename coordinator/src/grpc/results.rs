@@ -1,4 +1,4 @@
-//! What agents report: inventories and signed results, checked before they are kept.
+//! Signed results of agents, checked before they are kept.
 //!
 //! An agent speaks for its own host only. A target is *verified* on record only
 //! if the fingerprint it shows is one that was issued for that very target; the
@@ -11,10 +11,11 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use prost::Message as _;
 use reseal_proto::facts::{self, sha256};
 use reseal_proto::identity::{Identity, Role};
-use reseal_proto::v1::{self, EvidencePayload, Failure, Installation, InventoryDelta, Stage, TargetState};
+use reseal_proto::v1::{self, EvidencePayload, Failure, Stage, TargetState};
 use tonic::Status;
 
 use super::convert::{chain, status};
+use super::inventory::Inventories;
 use super::tls::PeerIdentity;
 use crate::domain::Now;
 use crate::domain::target::{self, Event};
@@ -22,20 +23,8 @@ use crate::fail::point;
 use crate::issuance::IssuanceError;
 use crate::issuance::control::ControlPlane;
 use crate::metrics::Metrics;
-use crate::store::record::{Batch, Inventory, Issued};
-use crate::store::{Commit, Store, StoreError, keys};
-
-/// Installations of one host at most.
-pub(crate) const MAX_INSTALLATIONS: usize = 2_000;
-/// Findings of one host at most.
-pub(crate) const MAX_FINDINGS: usize = 100;
-/// Trust stores of one host at most.
-pub(crate) const MAX_TRUST_STORES: usize = 200;
-/// An installation's record at most, bytes.
-const MAX_INSTALLATION_BYTES: usize = 40 * 1024;
-/// Bytes of installations in one chunk.
-const CHUNK_BYTES: usize = 48 * 1024;
-const CHUNK: usize = 50;
+use crate::store::record::{Batch, Issued};
+use crate::store::{Commit, Store, keys};
 
 /// Takes reports into the store. Cheap to clone.
 #[derive(Clone)]
@@ -44,36 +33,14 @@ pub(crate) struct Results {
     control: Arc<ControlPlane>,
     metrics: Metrics,
     now: Now,
-}
-
-/// The host's inventory as it is on record.
-struct Known {
-    chunks: Vec<Inventory>,
+    inventories: Inventories,
 }
 
 impl Results {
     /// Over this store.
     pub(crate) fn new(store: Store, control: Arc<ControlPlane>, metrics: Metrics, now: Now) -> Self {
-        Self { store, control, metrics, now }
-    }
-
-    /// Digest of the inventory on record; empty when there is none.
-    pub(crate) async fn digest(&self, host: &str) -> Result<Vec<u8>, Status> {
-        let head =
-            self.store.get::<Inventory>(&keys::inventory(host, 0)).await.map_err(|error| status(&error))?;
-        Ok(head.map(|head| head.value.digest).unwrap_or_default())
-    }
-
-    /// Applies a delta; false when it does not fit what is on record and the whole is wanted.
-    pub(crate) async fn inventory(&self, host: &str, delta: InventoryDelta) -> Result<bool, Status> {
-        let known = self.known(host).await.map_err(|error| status(&error))?;
-        let Some(commits) = self.merge(host, &known, delta)? else {
-            return Ok(false);
-        };
-        for commit in commits {
-            self.store.commit(commit).await.map_err(|error| status(&error))?;
-        }
-        Ok(true)
+        let inventories = Inventories::new(store.clone(), now);
+        Self { store, control, metrics, now, inventories }
     }
 
     /// Takes a result; true when its inventory does not fit and the whole is wanted.
@@ -99,9 +66,8 @@ impl Results {
             let mut wanted = false;
             let mut rest = Vec::new();
             if let Some(delta) = result.inventory.clone() {
-                let known = self.known(host).await.map_err(|error| status(&error))?;
-                match self.merge(host, &known, delta)? {
-                    Some(mut commits) if commits.len() == 1 && commits[0].writes() < 60 => {
+                match self.inventories.merge(host, delta).await? {
+                    Some(mut commits) if commits.len() == 1 => {
                         commit = commits.remove(0).at(&key, revision).put(&key, &finished);
                     }
                     Some(commits) => rest = commits,
@@ -233,63 +199,6 @@ impl Results {
         batch.finished_at = now;
         Ok(Some(batch))
     }
-
-    async fn known(&self, host: &str) -> Result<Known, StoreError> {
-        let chunks = self.store.range::<Inventory>(&keys::inventory_of(host)).await?;
-        Ok(Known { chunks: chunks.into_iter().map(|(_, chunk)| chunk.value).collect() })
-    }
-
-    /// The commits that bring the record to the delta; the first one reveals it.
-    fn merge(&self, host: &str, known: &Known, delta: InventoryDelta) -> Result<Option<Vec<Commit>>, Status> {
-        let head = known.chunks.first();
-        let mut installations: BTreeMap<String, Installation> = BTreeMap::new();
-        if !delta.base_digest.is_empty() {
-            if head.is_none_or(|head| head.digest != delta.base_digest) {
-                return Ok(None);
-            }
-            let all = known.chunks.iter().flat_map(|chunk| chunk.installations.iter().cloned());
-            installations.extend(all.map(|installation| (installation.id.clone(), installation)));
-        }
-        for removed in &delta.removed {
-            installations.remove(removed);
-        }
-        for installation in delta.upserted {
-            if installation.encoded_len() > MAX_INSTALLATION_BYTES {
-                let id: String = installation.id.chars().take(120).collect();
-                return Err(Status::invalid_argument(format!(
-                    "installation {id} of host {host} is described in more than {MAX_INSTALLATION_BYTES} bytes"
-                )));
-            }
-            installations.insert(installation.id.clone(), installation);
-        }
-        if installations.len() > MAX_INSTALLATIONS
-            || delta.findings.len() > MAX_FINDINGS
-            || delta.trust_stores.len() > MAX_TRUST_STORES
-            || delta.digest.len() > 64
-        {
-            return Err(Status::invalid_argument(format!(
-                "host {host} reports {} installations and {} findings; {MAX_INSTALLATIONS} and {MAX_FINDINGS} are accepted",
-                installations.len(),
-                delta.findings.len()
-            )));
-        }
-        let mut head = Inventory {
-            digest: delta.digest,
-            findings: delta.findings,
-            trust_stores: delta.trust_stores,
-            reported_at: (self.now)(),
-            ..Inventory::default()
-        };
-        while head.encoded_len() > CHUNK_BYTES && head.findings.pop().is_some() {}
-        if head.encoded_len() > CHUNK_BYTES {
-            return Err(Status::invalid_argument(format!(
-                "the trust stores of host {host} are described too long"
-            )));
-        }
-        let mut chunks = chunked(head, installations.into_values());
-        chunks[0].chunks = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-        Ok(Some(write_chunks(host, &known.chunks, &chunks)))
-    }
 }
 
 /// Refuses every CSR of a message for one reason.
@@ -339,46 +248,4 @@ fn judge(
 
 fn failure(code: &str, reason: String) -> Failure {
     Failure { stage: Stage::Verify.into(), code: code.into(), reason }
-}
-
-fn chunked(head: Inventory, installations: impl Iterator<Item = Installation>) -> Vec<Inventory> {
-    let mut bytes = head.encoded_len();
-    let mut chunks = vec![head];
-    for installation in installations {
-        let size = installation.encoded_len();
-        let last = chunks.last().map_or(0, |chunk| chunk.installations.len());
-        if last >= CHUNK || bytes + size > CHUNK_BYTES {
-            chunks.push(Inventory::default());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some(chunk) = chunks.last_mut() {
-            chunk.installations.push(installation);
-        }
-    }
-    chunks
-}
-
-/// Later chunks first, the head last: it reveals the digest of the whole.
-fn write_chunks(host: &str, old: &[Inventory], new: &[Inventory]) -> Vec<Commit> {
-    let mut commits = Vec::new();
-    let key = |number: usize| keys::inventory(host, u32::try_from(number).unwrap_or(u32::MAX));
-    let mut commit = Commit::new();
-    for (number, chunk) in new.iter().enumerate().skip(1) {
-        if old.get(number).is_some_and(|old| old == chunk) {
-            continue;
-        }
-        if commit.writes() >= 12 {
-            commits.push(std::mem::take(&mut commit));
-        }
-        commit = commit.put(key(number), chunk);
-    }
-    for number in new.len()..old.len() {
-        if commit.writes() >= 12 {
-            commits.push(std::mem::take(&mut commit));
-        }
-        commit = commit.delete(key(number));
-    }
-    commits.push(commit.put(key(0), &new[0]));
-    commits
 }

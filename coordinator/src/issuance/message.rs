@@ -1,6 +1,6 @@
 //! One message of CSRs on its way to one answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use reseal_proto::error::chain;
 use reseal_proto::facts::sha256;
@@ -18,6 +18,8 @@ pub(super) struct Applicant<'a> {
     pub(super) labels: &'a BTreeMap<String, String>,
     pub(super) policies: &'a [Policy],
     pub(super) batch: &'a Batch,
+    /// Serials that earlier messages of the batch have used.
+    pub(super) used: BTreeSet<&'a [u8]>,
 }
 
 /// A message: what is granted, and the answer so far.
@@ -28,6 +30,8 @@ pub(super) struct Message {
     places: Vec<usize>,
     leaves: Vec<IssuedLeaf>,
     pub(super) grants: Vec<Grant>,
+    /// A serial is new: it has to be on record before it is signed.
+    pub(super) needs_intent: bool,
 }
 
 impl Message {
@@ -44,10 +48,15 @@ impl Message {
             places: Vec::with_capacity(csrs.len()),
             leaves: Vec::with_capacity(csrs.len()),
             grants: Vec::with_capacity(csrs.len()),
+            needs_intent: false,
         };
         for (csr, parsed) in csrs.iter().zip(parsed) {
             let mut answer = v1::Issued { installation: csr.installation.clone(), ..v1::Issued::default() };
+            let twice = message.answers.iter().any(|answer| answer.installation == csr.installation);
             let granted = match parsed {
+                Ok(_) if twice => {
+                    Err(refusal("asked-twice", format!("{} is twice in one message", csr.installation)))
+                }
                 Ok(request) => {
                     answer.spki_sha256 = request.spki_sha256.to_vec();
                     grant(applicant, csr, request)
@@ -58,7 +67,8 @@ impl Message {
                 }
             };
             match granted {
-                Ok(grant) => {
+                Ok((grant, new_serial)) => {
+                    message.needs_intent |= new_serial;
                     message.leaves.push(IssuedLeaf {
                         installation: csr.installation.clone(),
                         serial: grant.serial.clone(),
@@ -82,8 +92,8 @@ impl Message {
     }
 
     /// Takes what an earlier message with the same keys got. True: all of it was
-    /// issued, by the authority that issues now. False: only an intent is there;
-    /// its serials are used again, so that none is unaccounted for.
+    /// issued, by the authority that issues now. False: only an intent is there,
+    /// whose serials are used, so that none is unaccounted for.
     pub(super) fn take_known(&mut self, known: &Issued, authority: &str) -> bool {
         let same = |a: &IssuedLeaf, b: &IssuedLeaf| {
             a.spki_sha256 == b.spki_sha256 && a.installation == b.installation
@@ -147,11 +157,13 @@ impl Message {
     }
 }
 
-fn grant(applicant: &Applicant<'_>, csr: &v1::Csr, request: &Request) -> Result<Grant, v1::Failure> {
-    if !applicant.batch.targets.iter().any(|target| target.installation == csr.installation) {
+/// The grant, and whether its serial is one that is on no record yet.
+fn grant(applicant: &Applicant<'_>, csr: &v1::Csr, request: &Request) -> Result<(Grant, bool), v1::Failure> {
+    let mut targets = applicant.batch.targets.iter();
+    let Some(target) = targets.find(|target| target.installation == csr.installation) else {
         let why = format!("{} is not a target of this batch", csr.installation);
         return Err(refusal("not-ordered", why));
-    }
+    };
     let usage = csr.usage();
     let wanted = policy::Request {
         host: applicant.host,
@@ -163,13 +175,15 @@ fn grant(applicant: &Applicant<'_>, csr: &v1::Csr, request: &Request) -> Result<
     let admission = policy::admit(applicant.policies, &wanted).map_err(|error| {
         refusal("policy-refused", format!("host {}, {}: {error}", applicant.host, csr.installation))
     })?;
-    Ok(Grant {
+    let new_serial = target.serial.is_empty() || applicant.used.contains(&target.serial[..]);
+    let grant = Grant {
         names: request.names.clone(),
         spki: request.spki.clone(),
         usage,
         lifetime: admission.lifetime,
-        serial: profile::serial().to_vec(),
-    })
+        serial: if new_serial { profile::serial().to_vec() } else { target.serial.clone() },
+    };
+    Ok((grant, new_serial))
 }
 
 fn refusal(code: &str, reason: String) -> v1::Failure {

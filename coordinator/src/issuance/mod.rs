@@ -1,11 +1,13 @@
 //! CSRs in, chains out, intent first: the one module that gRPC and engine share.
 //!
 //! ```text
-//! CSRs ─▶ parse, prove possession ─▶ policy ─▶ commit intent ─▶ sign ─▶ commit chains ─▶ answer
+//! CSRs ─▶ parse, prove possession ─▶ policy ─▶ (commit intent) ─▶ sign ─▶ commit chains ─▶ answer
 //! ```
-//! Both commits are guarded by the batch's and the authority's revision, so a
-//! taint between any two steps fences what follows: a chain that is not on
-//! record is never delivered. CSRs are not stored.
+//! The intent is the serial: a target's first one is on record with its batch
+//! before it is ordered, any further one is committed here first. Commits are
+//! guarded by the batch's and the authority's revision, so a taint between any
+//! two steps fences what follows: a chain that is not on record is never
+//! delivered. CSRs are not stored.
 
 pub mod builtin;
 pub mod ceremony;
@@ -142,8 +144,18 @@ impl Issuance {
         let (batch, revision) = self.ordered_batch(host, batch_name).await?;
         let labels = self.store.get::<Host>(&keys::host(host)).await?.map(|host| host.value.labels);
         let policies = self.policies().await?;
-        let applicant =
-            Applicant { host, labels: &labels.unwrap_or_default(), policies: &policies, batch: &batch };
+        let earlier = self.store.range::<Issued>(&keys::issued_of(host, batch_name)).await?;
+        let applicant = Applicant {
+            host,
+            labels: &labels.unwrap_or_default(),
+            policies: &policies,
+            batch: &batch,
+            used: earlier
+                .iter()
+                .flat_map(|(_, issued)| &issued.value.leaves)
+                .map(|leaf| &leaf.serial[..])
+                .collect(),
+        };
         let mut message = Message::judge(&applicant, batch_name, csrs, parsed);
         if message.grants.is_empty() {
             self.audit(host, batch_name, &message, "").await?;
@@ -158,25 +170,28 @@ impl Issuance {
                 .at(keys::authority(&builtin.name), builtin.revision)
         };
         // The same keys again: the answer was lost, or the process died before there was one.
-        let known = self.store.get::<Issued>(&key).await?;
-        if let Some(known) = &known
+        let mut before = earlier.iter().find(|(path, _)| *path == key).map(|(_, issued)| issued.revision);
+        if let Some((_, known)) = earlier.iter().find(|(path, _)| *path == key)
             && message.take_known(&known.value, &builtin.name)
         {
             return Ok(message.answer(builtin.intermediates()));
         }
-        let unchanged = match &known {
-            Some(known) => fence().at(&key, known.revision),
+        let unchanged = |before: Option<u64>| match before {
+            Some(revision) => fence().at(&key, revision),
             None => fence().absent(&key),
         };
         point("issuance.before_intent");
-        let intent = self.store.commit(unchanged.put(&key, &message.record(&builtin.name, now))).await?;
+        if message.needs_intent {
+            let intent = unchanged(before).put(&key, &message.record(&builtin.name, now));
+            before = Some(self.store.commit(intent).await?);
+        }
         point("issuance.after_intent");
         let steps = builtin.step(std::mem::take(&mut message.grants), now).await;
         point("issuance.after_sign");
         message.take_steps(steps);
         let draft = self.draft(host, batch_name, &message, &builtin.name);
         let record = message.record(&builtin.name, now);
-        self.store.commit(fence().at(&key, intent).put(&key, &record).audit(draft)).await?;
+        self.store.commit(unchanged(before).put(&key, &record).audit(draft)).await?;
         point("issuance.after_commit");
         Ok(message.answer(builtin.intermediates()))
     }

@@ -390,9 +390,13 @@ pub struct Target {
     /// A [`v1::Grade`]: how strong its proof is.
     #[prost(enumeration = "v1::Grade", tag = "10")]
     pub grade: i32,
+    /// Serial its first certificate will have: the intent, on record before anything is signed.
+    #[prost(bytes = "vec", tag = "11")]
+    pub serial: Vec<u8>,
 }
 
-/// What is about to be signed, then what was signed, for one CSR message.
+/// What was signed for one CSR message; before that, what is about to be signed
+/// when its serials are not those of the batch.
 #[derive(Clone, PartialEq, Message)]
 pub struct Issued {
     /// Leaf certificates, DER, in target order.

@@ -18,6 +18,7 @@ use crate::domain::waves::{Threshold, Waves};
 use crate::fail::point;
 use crate::grpc::auth::Caller;
 use crate::grpc::convert::{chain, status};
+use crate::issuance::profile::serial;
 use crate::store::record::{AuthorityState, Batch, Counter, Rotation};
 use crate::store::{AuditDraft, Commit, Versioned, keys};
 
@@ -208,7 +209,10 @@ impl OperatorService {
                 let record = Batch {
                     rotation: id.to_owned(),
                     wave: host.wave,
-                    targets: installations.iter().map(target::pending).collect(),
+                    targets: installations
+                        .iter()
+                        .map(|installation| target::pending(installation, serial()))
+                        .collect(),
                     created_at: now,
                     traceparent: traceparent.to_owned(),
                     on_failure: orders.on_failure.into(),

@@ -9,6 +9,7 @@ use crate::domain::rotation::{self, Event};
 use crate::domain::target;
 use crate::grpc::auth::Caller;
 use crate::grpc::convert::status;
+use crate::issuance::profile::serial;
 use crate::store::record::{Batch, Rotation, Target};
 use crate::store::{AuditDraft, Commit, Versioned, keys};
 
@@ -105,6 +106,7 @@ impl OperatorService {
                             label: target.label.clone(),
                             before: target.before.clone(),
                             state: target::State::Pending.into(),
+                            serial: serial().to_vec(),
                             ..Target::default()
                         }
                     })

@@ -124,7 +124,7 @@ async fn session(identity: &Identity, held: &mut Vec<Held>, fleet: &Fleet) -> an
     }
 }
 
-/// One target first, then the rest together, then the signed result.
+/// Every CSR in one message, then the signed result.
 async fn work(
     identity: &Identity,
     order: Order,
@@ -132,37 +132,33 @@ async fn work(
     fleet: &Fleet,
     session: &mut Session,
 ) -> anyhow::Result<()> {
+    let name = |id: &String| held.iter().find(|held| held.id == *id).map(|held| held.name.clone());
+    let csrs = order.installations.iter().map(|id| csr(id, &name(id).context("ordered what is not there")?));
+    let csrs = csrs.collect::<anyhow::Result<Vec<_>>>()?;
+    let request = CsrBatch { batch: order.batch.clone(), csrs, traceparent: order.traceparent.clone() };
+    session.send(ToCoordinator::Csrs(request)).await?;
+    let chains = session
+        .next_that(|body| match body {
+            FromCoordinator::Chains(chains) => Some(chains),
+            _ => None,
+        })
+        .await?;
     let mut proofs = Vec::with_capacity(order.installations.len());
-    let (first, rest) = order.installations.split_at(1.min(order.installations.len()));
-    for group in [first, rest].into_iter().filter(|group| !group.is_empty()) {
-        let name = |id: &String| held.iter().find(|held| held.id == *id).map(|held| held.name.clone());
-        let csrs = group.iter().map(|id| csr(id, &name(id).context("ordered what is not there")?));
-        let csrs = csrs.collect::<anyhow::Result<Vec<_>>>()?;
-        let request = CsrBatch { batch: order.batch.clone(), csrs, traceparent: order.traceparent.clone() };
-        session.send(ToCoordinator::Csrs(request)).await?;
-        let chains = session
-            .next_that(|body| match body {
-                FromCoordinator::Chains(chains) => Some(chains),
-                _ => None,
-            })
-            .await?;
-        for issued in chains.issued {
-            ensure!(issued.refusal.is_none(), "refused: {:?}", issued.refusal);
-            let facts = facts_of(&issued, &chains.intermediates)?;
-            let place =
-                held.iter_mut().find(|held| held.id == issued.installation).context("not asked for")?;
-            proofs.push(TargetProof {
-                installation: issued.installation,
-                before: place.facts.as_ref().map(|facts| facts.fingerprint.clone()).unwrap_or_default(),
-                after: facts.fingerprint.clone(),
-                state: TargetState::Verified.into(),
-                grade: Grade::ReloadObserved.into(),
-                ..TargetProof::default()
-            });
-            place.facts = Some(facts);
-        }
-        fleet.issued.add(group.len());
+    for issued in chains.issued {
+        ensure!(issued.refusal.is_none(), "refused: {:?}", issued.refusal);
+        let facts = facts_of(&issued, &chains.intermediates)?;
+        let place = held.iter_mut().find(|held| held.id == issued.installation).context("not asked for")?;
+        proofs.push(TargetProof {
+            installation: issued.installation,
+            before: place.facts.as_ref().map(|facts| facts.fingerprint.clone()).unwrap_or_default(),
+            after: facts.fingerprint.clone(),
+            state: TargetState::Verified.into(),
+            grade: Grade::ReloadObserved.into(),
+            ..TargetProof::default()
+        });
+        place.facts = Some(facts);
     }
+    fleet.issued.add(proofs.len());
     let mut result = identity.sign(&EvidencePayload {
         format: 1,
         fleet: identity.fleet.clone(),

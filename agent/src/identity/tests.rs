@@ -1,5 +1,7 @@
+use super::enrol::accept;
 use super::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use reseal_proto::v1::IdentityReply;
 
 struct Control {
     ca: CertificateDer<'static>,
@@ -27,6 +29,16 @@ impl Control {
             now: 0,
         }
     }
+}
+
+/// A store with an identity of host h1 of fleet f in it.
+pub(crate) fn enrolled(state_dir: &Path) -> IdentityStore {
+    let store = IdentityStore::new(state_dir);
+    let mine = key();
+    let reply = Control::new().reply(&mine, "spiffe://f/host/h1");
+    let identity = accept(reply, mine, vec!["127.0.0.1:1".to_owned()], |_| true).unwrap();
+    store.save(Slot::Current, &identity).unwrap();
+    store
 }
 
 fn key() -> PrivateKey {

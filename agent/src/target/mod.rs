@@ -6,11 +6,14 @@
 //! talks to the coordinator: certificates come in as arguments, proofs go out
 //! as journal entries.
 
+mod error;
+mod roll_back;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_proto::v1::{
-    EndpointProof, Failure, Grade, Issued, OnFailure, ReloadProof, Stage, TargetProof, TargetState, Usage,
+    EndpointProof, Failure, Grade, Issued, OnFailure, ReloadProof, TargetProof, TargetState, Usage,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
@@ -19,16 +22,15 @@ use tracing::{Instrument, info, info_span, warn};
 use crate::app;
 use crate::chain;
 use crate::config::Config;
-use crate::discover::docker::DockerError;
 use crate::discover::watch::Discovery;
 use crate::discover::{Consumer, Endpoint, Installation, Reload};
 use crate::install::{Files, InstallError};
 use crate::journal::{Entry, Journal, Phase};
-use crate::key::{KeyError, PrivateKey};
-use crate::reload::{ReloadError, Reloader};
+use crate::key::PrivateKey;
+use crate::reload::Reloader;
 use crate::state::Session;
 use crate::unserved::Unserved;
-use crate::verify::{self, Expected, VerifyError};
+use crate::verify::{self, Expected};
 
 /// What every target needs.
 #[derive(Clone)]
@@ -47,84 +49,7 @@ pub struct Tools {
     pub busy: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// Why a target failed; every variant knows its stage.
-#[derive(Debug, thiserror::Error)]
-pub enum TargetError {
-    /// Not declared by this host.
-    #[error("{0} is not an installation of this host: no container declares it (any more)")]
-    Unknown(String),
-    /// No key or CSR.
-    #[error("no certificate request")]
-    Key(#[source] KeyError),
-    /// The coordinator says no.
-    #[error("{0}")]
-    Refused(String),
-    /// It says nothing.
-    #[error("the coordinator did not answer the certificate request in time")]
-    NoAnswer,
-    /// The certificate is not the one that was asked for.
-    #[error("the certificate was not installed")]
-    Chain(#[source] chain::ChainError),
-    /// Files.
-    #[error("nothing was changed")]
-    Install(#[source] InstallError),
-    /// Containers cannot be looked at.
-    #[error("the consumers cannot be looked at")]
-    Docker(#[source] DockerError),
-    /// A reload.
-    #[error("a consumer did not reload")]
-    Reload(#[source] ReloadError),
-    /// An endpoint.
-    #[error("the new certificate is not served")]
-    Verify(#[source] VerifyError),
-    /// Likewise, and nobody had told the program.
-    #[error(
-        "the new certificate is not served, and container {container} has no reload method: declare reseal.cert.NAME.reload"
-    )]
-    NotReloaded {
-        /// Its name.
-        container: String,
-        /// What is served.
-        #[source]
-        source: VerifyError,
-    },
-}
-
-impl TargetError {
-    fn stage(&self) -> Stage {
-        match self {
-            Self::Unknown(_) | Self::Key(_) => Stage::Request,
-            Self::Refused(_) | Self::NoAnswer => Stage::Issue,
-            Self::Chain(_) => Stage::Validate,
-            Self::Install(_) => Stage::Install,
-            Self::Docker(_) | Self::Reload(_) => Stage::Reload,
-            Self::Verify(_) | Self::NotReloaded { .. } => Stage::Verify,
-        }
-    }
-
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Unknown(_) => "unknown-installation",
-            Self::Key(_) => "key-failed",
-            Self::Refused(_) => "refused",
-            Self::NoAnswer => "no-answer",
-            Self::Chain(error) => error.code(),
-            Self::Install(error) => error.code(),
-            Self::Docker(_) => "docker-failed",
-            Self::Reload(error) => error.code(),
-            Self::Verify(error) | Self::NotReloaded { source: error, .. } => error.code(),
-        }
-    }
-
-    /// As evidence carries it.
-    pub fn failure(&self) -> Failure {
-        Failure {
-            stage: self.stage().into(),
-            code: self.code().to_owned(),
-            reason: crate::chain_of(self).to_string(),
-        }
-    }
-}
+pub use error::TargetError;
 
 /// What the coordinator answered to one CSR.
 #[derive(Clone, Debug)]
@@ -331,11 +256,13 @@ impl Target<'_> {
         crate::fail_point("agent.after_verify");
         shown.endpoints = proofs;
         result.map_err(|error| {
-            let silent = consumers.iter().find(|consumer| consumer.running && consumer.reload == Reload::None);
+            let silent =
+                consumers.iter().find(|consumer| consumer.running && consumer.reload == Reload::None);
             match silent {
-                Some(consumer) => {
-                    TargetError::NotReloaded { container: consumer.container.clone(), source: error }
-                }
+                Some(consumer) => TargetError::NotReloaded {
+                    container: consumer.container.clone(),
+                    source: Box::new(error),
+                },
                 None => TargetError::Verify(error),
             }
         })
@@ -365,96 +292,6 @@ impl Target<'_> {
         if let Err(error) = settled {
             warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "old keys could not be removed");
         }
-    }
-
-    /// Failed before the switch: everything is as it was.
-    pub async fn failed(&self, error: TargetError) {
-        warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "target failed");
-        let entry = self.journal.entry(self.at).await;
-        let generation = entry.generation.clone();
-        if !generation.is_empty() {
-            let discarded = self.files(move |files| files.discard(&generation)).await;
-            if let Err(error) = discarded {
-                warn!(error = %crate::chain_of(&error), "an unused generation could not be removed");
-            }
-        }
-        let before = entry.before.clone();
-        let failure = Some(error.failure());
-        self.done(entry, TargetState::Failed, Grade::FileOnly, failure, before, Shown::default()).await;
-    }
-
-    /// Failed after the switch: hold, or bring back what worked.
-    async fn undo(&self, error: TargetError, shown: Shown) {
-        warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "target failed after the switch");
-        let entry = self.journal.entry(self.at).await;
-        let mut failure = error.failure();
-        let hold = self.on_failure == OnFailure::Hold;
-        if hold || entry.previous.is_none() {
-            if !hold {
-                failure.reason.push_str("; there was no earlier certificate to return to: the new one stays");
-            }
-            let after = entry.new.clone();
-            return self.done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown).await;
-        }
-        let noted = failure.clone();
-        self.update(|entry| {
-            entry.phase = Phase::RollingBack.into();
-            entry.failure = Some(noted);
-        })
-        .await;
-        self.roll_back(failure, shown.reloads).await;
-    }
-
-    /// After a crash in the middle of a roll-back.
-    pub async fn resume_roll_back(&self) {
-        let failure = self.journal.entry(self.at).await.failure.unwrap_or_default();
-        self.roll_back(failure, Vec::new()).await;
-    }
-
-    async fn roll_back(&self, mut failure: Failure, reloads: Vec<ReloadProof>) {
-        let entry = self.journal.entry(self.at).await;
-        let mut shown = Shown { reloads, endpoints: Vec::new() };
-        let previous = entry.previous.clone().unwrap_or_default();
-        let switched =
-            self.files(move |files| files.restore(&previous)).instrument(self.span("install")).await;
-        if let Err(error) = switched {
-            failure.reason.push_str(&format!(
-                "; the earlier certificate could not be brought back: {}",
-                crate::chain_of(&error)
-            ));
-            let after = entry.new.clone();
-            return self.done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown).await;
-        }
-        let mut grade = Grade::FileOnly;
-        match self.prove_old(&entry.before, &mut shown).await {
-            Ok(()) if !shown.endpoints.is_empty() => grade = Grade::Probe,
-            Ok(()) => {}
-            Err(error) => failure.reason.push_str(&format!(
-                "; the earlier certificate is back on disk, but: {}",
-                crate::chain_of(&error)
-            )),
-        }
-        let generation = entry.generation.clone();
-        if let Err(error) = self.files(move |files| files.discard(&generation)).await {
-            warn!(error = %crate::chain_of(&error), "the failed generation could not be removed");
-        }
-        let before = entry.before.clone();
-        self.done(entry, TargetState::RolledBack, grade, Some(failure), before, shown).await;
-    }
-
-    async fn prove_old(&self, before: &[u8], shown: &mut Shown) -> Result<(), TargetError> {
-        let consumers = self.consumers().await?;
-        self.reload(&consumers, shown).instrument(self.span("reload")).await?;
-        let Ok(fingerprint) = before.try_into() else {
-            return Ok(());
-        };
-        let endpoints = endpoints_of(&self.consumers().await?);
-        // Old certificates may well not build to today's anchors.
-        let expected = Expected { fingerprint, anchors: None };
-        let (proofs, result) =
-            verify::endpoints(&endpoints, expected, self.deadline()).instrument(self.span("verify")).await;
-        shown.endpoints = proofs;
-        result.map_err(TargetError::Verify)
     }
 
     async fn done(

@@ -7,20 +7,16 @@
 //! is signed, put into the outbox, and only then the journal goes. Without a
 //! session only the wait for certificates stands still.
 
-use std::collections::BTreeMap;
+mod request;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use reseal_proto::facts::sha256;
 use reseal_proto::telemetry;
-use reseal_proto::v1::{
-    Chains, Csr, CsrBatch, Failure, Grade, Order, Progress, Stage, TargetProgress, TargetProof, TargetState,
-    agent_message,
-};
+use reseal_proto::v1::{Chains, Failure, Grade, Order, Stage, TargetProof, TargetState};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, error, info, info_span};
 
 use crate::app;
 use crate::discover::Installation;
@@ -30,7 +26,7 @@ use crate::journal::{Entry, Journal, Phase};
 use crate::link::Handle;
 use crate::outbox::Outbox;
 use crate::plan::{self, Next};
-use crate::target::{self, Answer, Target, TargetError, Tools};
+use crate::target::{self, Target, TargetError, Tools};
 
 /// Installations in one order.
 pub const MAX_TARGETS: usize = 50;
@@ -85,6 +81,8 @@ impl Renewer {
             return;
         }
         let state_dir = self.tools.config.state_dir.clone();
+        let busy = self.tools.busy.clone();
+        let _held = busy.lock().await;
         let journal = Journal::begin(&state_dir, accepted(order), app::now());
         self.batch(journal).await;
     }
@@ -100,8 +98,6 @@ impl Renewer {
         let host = identity.map_or_else(String::new, |identity| identity.host);
         let span = info_span!("order", %host, rotation = %order.rotation, batch = %order.batch);
         telemetry::continue_trace(&span, &order.traceparent);
-        let busy = self.tools.busy.clone();
-        let _held = busy.lock().await;
         async {
             self.run_targets(&journal, &order).await;
             self.report(&journal).await;
@@ -197,152 +193,32 @@ impl Renewer {
         self.request(journal, order, requests).await;
     }
 
-    /// Asks for certificates in one message, then installs what comes.
-    async fn request(&mut self, journal: &Journal, order: &Order, requests: Vec<(&Target<'_>, bool)>) {
-        if requests.is_empty() {
-            return;
-        }
-        intend(journal, &requests).await;
-        let made: Vec<(&Target<'_>, Result<Vec<u8>, TargetError>)> = futures_util::stream::iter(requests)
-            .map(|(target, reuse)| async move { (target, target.request(reuse).await) })
-            .buffered(CONCURRENT)
-            .collect()
-            .await;
-        let mut waiting = BTreeMap::new();
-        for (target, csr) in made {
-            match csr {
-                Ok(der) => {
-                    waiting.insert(target.installation.id.clone(), (target, der));
-                }
-                Err(error) => target.failed(error).await,
-            }
-        }
-        let csrs = waiting
-            .iter()
-            .map(|(id, (target, der))| Csr {
-                installation: id.clone(),
-                der: der.clone(),
-                usage: target.installation.wanted.usage.into(),
-            })
-            .collect();
-        let mut answers = self.ask(&order.batch, csrs).await;
-        self.hint(order, waiting.keys(), TargetState::Issued);
-        let session = self.session.clone();
-        futures_util::stream::iter(waiting)
-            .for_each_concurrent(CONCURRENT, |(id, (target, _))| {
-                let answer = answers.remove(&id).ok_or(TargetError::NoAnswer);
-                let session = session.clone();
-                async move {
-                    target.answered(answer).await;
-                    let entry = target.journal.entry(target.at).await;
-                    if let Some(state) = state_of(&entry) {
-                        hint(&session, &order.batch, [&id], state);
-                    }
-                }
-            })
-            .await;
-    }
-
-    /// Sends CSRs and waits for every answer; again after each reconnect, and
-    /// again when a live session stays silent.
-    async fn ask(&mut self, batch: &str, csrs: Vec<Csr>) -> BTreeMap<String, Answer> {
-        let mut open: BTreeMap<String, Csr> =
-            csrs.into_iter().map(|csr| (csr.installation.clone(), csr)).collect();
-        let mut answers = BTreeMap::new();
-        let mut waited = Duration::ZERO;
-        while !open.is_empty() && waited < target::ANSWER_TIMEOUT {
-            let Ok(handle) = self.session.wait_for(Option::is_some).await.map(|live| live.clone()) else {
-                return answers;
-            };
-            let Some(handle) = handle else { continue };
-            let message = CsrBatch {
-                batch: batch.to_owned(),
-                csrs: open.values().cloned().collect(),
-                traceparent: telemetry::traceparent(),
-            };
-            crate::fail_point("agent.before_csr");
-            let began = Instant::now();
-            if handle.send(agent_message::Body::Csrs(message)).await.is_ok() {
-                self.collect(batch, &mut open, &mut answers, handle.number).await;
-            }
-            waited += began.elapsed();
-            if !open.is_empty() {
-                // The dead session may not have been taken away yet.
-                tokio::task::yield_now().await;
-            }
-        }
-        answers
-    }
-
-    /// Takes answers until all are there, the session changes or nothing came for a while.
-    async fn collect(
-        &mut self,
-        batch: &str,
-        open: &mut BTreeMap<String, Csr>,
-        answers: &mut BTreeMap<String, Answer>,
-        number: u64,
-    ) {
-        let silent = tokio::time::sleep(ASK_AGAIN);
-        tokio::pin!(silent);
-        while !open.is_empty() {
-            tokio::select! {
-                () = &mut silent => {
-                    warn!(batch, "no answer to the certificate request; asking again");
-                    return;
-                }
-                changed = self.session.wait_for(|live| live.as_ref().is_none_or(|live| live.number != number)) => {
-                    let _ = changed;
-                    return;
-                }
-                chains = self.chains.recv() => {
-                    let Some(chains) = chains else { return };
-                    if chains.batch != batch {
-                        continue;
-                    }
-                    for issued in chains.issued {
-                        let ours = open.get(&issued.installation).is_some_and(|csr| {
-                            issued.refusal.is_some() || spki_of(&csr.der).as_deref() == Some(issued.spki_sha256.as_slice())
-                        });
-                        // An answer to an earlier key is no answer.
-                        if ours {
-                            open.remove(&issued.installation);
-                            let intermediates = chains.intermediates.clone();
-                            answers.insert(issued.installation.clone(), Answer { issued, intermediates });
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn hint<'a>(&self, order: &Order, ids: impl IntoIterator<Item = &'a String>, state: TargetState) {
-        hint(&self.session, &order.batch, ids, state);
-    }
-
     /// Signs the result and hands it over.
     async fn report(&self, journal: &Journal) {
         // The result shows the host as it is now.
         self.tools.discovery.scan().await;
         let batch = journal.batch().await;
-        let identity = match self.identities.load(Slot::Current) {
-            Ok(Some(identity)) => identity,
+        self.tools.unserved.keep(&batch);
+        let signed = match self.identities.load(Slot::Current) {
+            Ok(Some(identity)) => evidence::sign(&batch, app::now(), &identity),
             Ok(None) => return error!("no identity to sign the result with; it is kept in the journal"),
             Err(error) => {
                 return error!(error = %crate::chain_of(&error), "no identity to sign the result with; it is kept in the journal");
             }
         };
-        let signed = match evidence::sign(&batch, app::now(), &identity) {
-            Ok(signed) => signed,
+        let stored = match signed {
+            Ok(signed) => self.outbox.put(signed),
             Err(error) => {
                 return error!(error = %crate::chain_of(&error), "the result cannot be signed; it is kept in the journal");
             }
         };
-        if let Err(error) = self.outbox.put(signed) {
-            // The journal stays: after a restart the result is made again.
-            return error!(error = %crate::chain_of(&error), "the result is sent but could not be stored");
-        }
-        if let Err(error) = journal.finish().await {
-            warn!(error = %crate::chain_of(&error), "the journal of a finished batch could not be removed");
+        // Where it could not be stored the journal stays: after a restart the result is made again.
+        let finished = match stored {
+            Ok(()) => journal.finish().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = finished {
+            error!(error = %crate::chain_of(&error), "the result is sent, but this host cannot remember it");
         }
     }
 }
@@ -364,49 +240,6 @@ fn refused(order: &Order) -> Option<Failure> {
         format!("the order names {} twice and is refused as a whole", twice?)
     };
     Some(Failure { stage: Stage::Request.into(), code: "order-refused".to_owned(), reason })
-}
-
-/// Names the generations and what is there before, in one write.
-async fn intend(journal: &Journal, requests: &[(&Target<'_>, bool)]) {
-    let now = app::now();
-    journal
-        .update(|entries| {
-            for (target, reuse) in requests {
-                let entry = &mut entries[target.at];
-                if entry.phase() == Phase::Ordered {
-                    let certificate = target.installation.certificate.as_ref();
-                    entry.before = certificate.map_or_else(Vec::new, |c| c.fingerprint.clone());
-                    entry.label = target.installation.label.clone();
-                }
-                if !reuse {
-                    let salt = format!("{} {} {}", target.installation.id, now, app::random());
-                    let salt = hex::encode(&sha256(salt.as_bytes())[..4]);
-                    entry.generation = format!("{now}-{salt}");
-                }
-                entry.phase = Phase::Requested.into();
-            }
-        })
-        .await;
-}
-
-/// SHA-256 over the SubjectPublicKeyInfo of a CSR.
-fn spki_of(csr: &[u8]) -> Option<Vec<u8>> {
-    use x509_parser::prelude::FromDer;
-    let (_, csr) = x509_parser::certification_request::X509CertificationRequest::from_der(csr).ok()?;
-    Some(sha256(csr.certification_request_info.subject_pki.raw).to_vec())
-}
-
-fn hint<'a>(
-    session: &watch::Receiver<Option<Handle>>,
-    batch: &str,
-    ids: impl IntoIterator<Item = &'a String>,
-    state: TargetState,
-) {
-    let targets = ids.into_iter().map(|id| TargetProgress { installation: id.clone(), state: state.into() });
-    let progress = Progress { batch: batch.to_owned(), targets: targets.collect() };
-    if let Some(handle) = session.borrow().as_ref() {
-        handle.hint(agent_message::Body::Progress(progress));
-    }
 }
 
 async fn not_attempted(journal: &Journal, targets: &[usize], failure: &Failure) {

@@ -1,0 +1,255 @@
+//! The session with a coordinator: connect, report, receive, back off.
+//!
+//! One at a time, to any of the coordinators the identity knows. After the
+//! first exchange (Hello, Welcome) the session carries inventory deltas,
+//! CSRs, hints of progress and results out, orders, chains and acknowledgements
+//! in. Losing it loses nothing: orders come again, results stay in the
+//! [`crate::outbox`], and work that needs no coordinator goes on. It never
+//! decides what is done with an order; it refuses those of an older epoch.
+
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reseal_proto::channel::ChannelError;
+use reseal_proto::v1::{AgentMessage, Chains, Order, agent_message};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::app;
+use crate::discover::watch::Discovery;
+use crate::identity::{IdentityError, IdentityStore, Slot};
+use crate::inventory::Report;
+use crate::outbox::Outbox;
+use crate::state::Session;
+
+/// The protocol of this program.
+pub const PROTOCOL: u32 = 1;
+/// What waits to be sent in one session.
+const OUTBOUND: usize = 64;
+/// A frame from the coordinator may not be larger; bytes.
+const MAX_FRAME: usize = 2 * 1024 * 1024;
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// A banned or expired host asks this often.
+const REFUSED_BACKOFF: Duration = Duration::from_secs(60);
+/// A result and the inventory that shows it travel together: changes wait this long.
+const INVENTORY_SETTLE: Duration = Duration::from_millis(250);
+const RENEW_RETRY: Duration = Duration::from_secs(60);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No identity to speak with.
+    #[error("cannot speak to a coordinator")]
+    Identity(#[source] IdentityError),
+    /// No connection.
+    #[error("no connection")]
+    Channel(#[source] ChannelError),
+    /// The coordinator ended it.
+    #[error("the coordinator {address} ended the session: {} ({:?})", .status.message(), .status.code())]
+    Status {
+        /// "address:port".
+        address: String,
+        /// What it said.
+        status: Box<tonic::Status>,
+    },
+    /// The stream ended without a word.
+    #[error("the coordinator {0} closed the session")]
+    Closed(String),
+    /// It did not say Welcome.
+    #[error("the coordinator {0} did not answer Hello with Welcome within 15 seconds")]
+    NoWelcome(String),
+    /// It speaks another protocol.
+    #[error(
+        "the coordinator {address} speaks protocol {theirs}, this agent {PROTOCOL}: upgrade the older one"
+    )]
+    Protocol {
+        /// "address:port".
+        address: String,
+        /// Its version.
+        theirs: u32,
+    },
+    /// It is not the newest.
+    #[error(
+        "the coordinator {address} is at epoch {theirs}, this host has seen {ours}: it was restored from an old copy or another one took over"
+    )]
+    Epoch {
+        /// "address:port".
+        address: String,
+        /// Its epoch.
+        theirs: u64,
+        /// Highest seen.
+        ours: u64,
+    },
+    /// More orders than can wait.
+    #[error("more orders came than can wait; they come again with the next session")]
+    Flooded,
+    /// A new identity is ready.
+    #[error("the identity was renewed")]
+    Renewed,
+}
+
+/// A live session, for the batch runner.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// Grows with each session.
+    pub number: u64,
+    sender: mpsc::Sender<AgentMessage>,
+}
+
+impl Handle {
+    /// Sends; `Err` when the session is over.
+    pub async fn send(&self, body: agent_message::Body) -> Result<(), ()> {
+        self.sender.send(message(body)).await.map_err(drop)
+    }
+
+    /// Sends unless the queue is full: for hints that may be lost.
+    pub fn hint(&self, body: agent_message::Body) {
+        let _ = self.sender.try_send(message(body));
+    }
+}
+
+/// What the rest of the agent sees of the link.
+#[derive(Debug)]
+pub struct Ends {
+    /// The live session, if there is one.
+    pub session: watch::Receiver<Option<Handle>>,
+    /// In order of arrival.
+    pub orders: mpsc::Receiver<Order>,
+    /// Answers to CSRs.
+    pub chains: mpsc::Receiver<Chains>,
+    /// Grows when a Welcome brought other bundles or anchors.
+    pub welcomed: watch::Receiver<u64>,
+}
+
+/// The task that keeps a session up.
+pub struct Link {
+    identities: IdentityStore,
+    session: Arc<Session>,
+    outbox: Arc<Outbox>,
+    discovery: Discovery,
+    live: watch::Sender<Option<Handle>>,
+    orders: mpsc::Sender<Order>,
+    chains: mpsc::Sender<Chains>,
+    welcomed: watch::Sender<u64>,
+    number: u64,
+    /// A renewed identity did not work: the one before is tried in between.
+    next_failed: bool,
+    /// The inventory as the coordinator has it from us; unknown after a start.
+    sent: Option<Report>,
+}
+
+impl Link {
+    /// Makes both sides.
+    pub fn new(
+        identities: IdentityStore,
+        session: Arc<Session>,
+        outbox: Arc<Outbox>,
+        discovery: Discovery,
+    ) -> (Self, Ends) {
+        let (live, session_ends) = watch::channel(None);
+        let (orders, orders_end) = mpsc::channel(256);
+        let (chains, chains_end) = mpsc::channel(64);
+        let (welcomed, welcomed_end) = watch::channel(0);
+        let link = Self {
+            identities,
+            session,
+            outbox,
+            discovery,
+            live,
+            orders,
+            chains,
+            welcomed,
+            number: 0,
+            next_failed: false,
+            sent: None,
+        };
+        let ends =
+            Ends { session: session_ends, orders: orders_end, chains: chains_end, welcomed: welcomed_end };
+        (link, ends)
+    }
+
+    /// Never returns: the process ends it.
+    pub async fn run(mut self) {
+        let mut backoff = FIRST_BACKOFF;
+        let mut turn = 0usize;
+        loop {
+            let began = Instant::now();
+            let error = self.once(turn).await;
+            self.live.send_replace(None);
+            turn = turn.wrapping_add(1);
+            let longest = match &error {
+                LinkError::Renewed => {
+                    info!("identity renewed: speaking with the new one");
+                    continue;
+                }
+                LinkError::Identity(source) => {
+                    error!(error = %crate::chain_of(source), "no session");
+                    REFUSED_BACKOFF
+                }
+                LinkError::Status { status, .. }
+                    if matches!(
+                        status.code(),
+                        tonic::Code::PermissionDenied | tonic::Code::Unauthenticated
+                    ) =>
+                {
+                    error!(error = %error, "this host is refused");
+                    backoff = REFUSED_BACKOFF;
+                    REFUSED_BACKOFF
+                }
+                other => {
+                    warn!(error = %crate::chain_of(other), "no session");
+                    LONGEST_BACKOFF
+                }
+            };
+            if began.elapsed() > LONGEST_BACKOFF {
+                backoff = FIRST_BACKOFF;
+            }
+            // Full jitter: after a restart of the coordinator a fleet comes spread out.
+            tokio::time::sleep(backoff.mul_f64(app::random())).await;
+            backoff = (backoff * 2).min(longest);
+        }
+    }
+
+    /// One session, from the identity to the error that ends it.
+    async fn once(&mut self, turn: usize) -> LinkError {
+        // A renewed identity is tried first, then the one before by turns: the
+        // coordinator may never have got to store the new one.
+        let next = self.identities.load(Slot::Next).ok().flatten();
+        let usable = match next {
+            Some(next) if !self.next_failed && next.not_after > app::now() => Ok((Slot::Next, next)),
+            _ => self.identities.usable(app::now()).map(|identity| (Slot::Current, identity)),
+        };
+        let (slot, identity) = match usable {
+            Ok(usable) => usable,
+            Err(error) => return LinkError::Identity(error),
+        };
+        let Some(address) = pick(&identity.coordinators, turn) else {
+            return LinkError::Identity(IdentityError::NotEnrolled);
+        };
+        let error = match self.speak(&address, slot, identity).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        self.next_failed = slot == Slot::Next;
+        error
+    }
+}
+
+/// Another coordinator each time, beginning anywhere.
+fn pick(coordinators: &[String], turn: usize) -> Option<String> {
+    if coordinators.is_empty() {
+        return None;
+    }
+    let start = (app::random() * coordinators.len() as f64) as usize;
+    let at = if turn == 0 { start } else { turn };
+    coordinators.get(at % coordinators.len()).cloned()
+}
+
+fn message(body: agent_message::Body) -> AgentMessage {
+    AgentMessage { body: Some(body) }
+}

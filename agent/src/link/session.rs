@@ -1,0 +1,303 @@
+//! One session, from Hello to the error that ends it.
+//!
+//! What is said and in which order: results before inventory, so that a result
+//! carries the inventory that shows it; inventory only when it changed. Part of
+//! [`super::Link`], which calls it and nobody else.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use reseal_proto::channel::{self, Trust};
+use reseal_proto::v1::agent_client::AgentClient;
+use reseal_proto::v1::{
+    BatchResult, CoordinatorMessage, Hello, Order, Welcome, agent_message, coordinator_message,
+};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Handle, INVENTORY_SETTLE, Link, LinkError, MAX_FRAME, OUTBOUND, PROTOCOL, RENEW_RETRY, WELCOME_TIMEOUT,
+    message,
+};
+use crate::app;
+use crate::identity::{Identity, Slot};
+use crate::inventory::Report;
+use crate::outbox::Known;
+
+impl Link {
+    pub(super) async fn speak(
+        &mut self,
+        address: &str,
+        slot: Slot,
+        identity: Identity,
+    ) -> Result<std::convert::Infallible, LinkError> {
+        let credentials = identity.credentials().map_err(LinkError::Identity)?;
+        let tls = channel::client_config(Trust::Anchor(identity.ca.clone()), Some(credentials))
+            .map_err(LinkError::Channel)?;
+        let channel = channel::connect(address, tls).await.map_err(LinkError::Channel)?;
+        let (sender, receiver) = mpsc::channel(OUTBOUND);
+        let hello = Hello {
+            protocol: PROTOCOL,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            inventory_digest: self.session.digest(),
+            epoch: self.session.epoch(),
+            now: app::now(),
+        };
+        let closed = || LinkError::Closed(address.to_owned());
+        let failed = |status: tonic::Status| LinkError::Status {
+            address: address.to_owned(),
+            status: Box::new(status),
+        };
+        sender.send(message(agent_message::Body::Hello(hello))).await.map_err(|_| closed())?;
+        let mut stream = AgentClient::new(channel.clone())
+            .max_decoding_message_size(MAX_FRAME)
+            .session(ReceiverStream::new(receiver))
+            .await
+            .map_err(failed)?
+            .into_inner();
+        let first = tokio::time::timeout(WELCOME_TIMEOUT, stream.message())
+            .await
+            .map_err(|_| LinkError::NoWelcome(address.to_owned()))?
+            .map_err(failed)?
+            .ok_or_else(closed)?;
+        self.welcome(address, slot, first)?;
+        self.number += 1;
+        let handle = Handle { number: self.number, sender: sender.clone() };
+        info!(coordinator = address, host = %identity.host, epoch = self.session.epoch(), "session up");
+        self.live.send_replace(Some(handle.clone()));
+
+        let mut told = Told::default();
+        let mut host = self.discovery.watch();
+        let mut results = self.outbox.changes();
+        let renew = app::instant_at(identity.renew_at(app::random()));
+        tokio::pin! {
+            let renewal = tokio::time::sleep_until(renew);
+            // What happened before the session is told at once.
+            let inventory = tokio::time::sleep(INVENTORY_SETTLE);
+        }
+        let mut inventory_due = true;
+        for batch in self.outbox.waiting() {
+            self.tell_result(&handle, &mut told, &batch, false).await.map_err(|()| closed())?;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                received = stream.message() => {
+                    let received = received.map_err(failed)?.ok_or_else(closed)?;
+                    match self.receive(received)? {
+                        Reply::Nothing => {}
+                        Reply::Inventory => {
+                            self.tell_inventory(&handle, true).await.map_err(|()| closed())?;
+                            inventory_due = false;
+                        }
+                        Reply::Result(batch) => {
+                            self.tell_result(&handle, &mut told, &batch, true).await.map_err(|()| closed())?;
+                        }
+                        Reply::Acknowledged(batch) => {
+                            if let Some(payload) = told.acknowledged(&batch) {
+                                self.acknowledge(&batch, &payload);
+                            }
+                        }
+                    }
+                }
+                changed = results.changed() => {
+                    changed.map_err(|_| closed())?;
+                    for batch in self.outbox.waiting() {
+                        self.tell_result(&handle, &mut told, &batch, false).await.map_err(|()| closed())?;
+                    }
+                }
+                changed = host.changed() => {
+                    changed.map_err(|_| closed())?;
+                    if !inventory_due {
+                        inventory_due = true;
+                        inventory.as_mut().reset(Instant::now() + INVENTORY_SETTLE);
+                    }
+                }
+                () = &mut inventory, if inventory_due => {
+                    inventory_due = false;
+                    self.tell_inventory(&handle, false).await.map_err(|()| closed())?;
+                }
+                () = &mut renewal => {
+                    match self.identities.renew(channel.clone(), &identity).await {
+                        Ok(()) => return Err(LinkError::Renewed),
+                        Err(error) => {
+                            warn!(error = %crate::chain_of(&error), "the identity could not be renewed; it is tried again");
+                            renewal.as_mut().reset(Instant::now() + RENEW_RETRY.mul_f64(0.5 + app::random()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, address: &str, slot: Slot, first: CoordinatorMessage) -> Result<(), LinkError> {
+        let Some(coordinator_message::Body::Welcome(welcome)) = first.body else {
+            return Err(LinkError::NoWelcome(address.to_owned()));
+        };
+        if welcome.protocol != PROTOCOL {
+            return Err(LinkError::Protocol { address: address.to_owned(), theirs: welcome.protocol });
+        }
+        if welcome.epoch < self.session.epoch() {
+            return Err(LinkError::Epoch {
+                address: address.to_owned(),
+                theirs: welcome.epoch,
+                ours: self.session.epoch(),
+            });
+        }
+        let Welcome { epoch, anchors, bundles, now, .. } = welcome;
+        let skew = app::now() - now;
+        if skew.abs() > 60 {
+            warn!(skew_seconds = skew, "this host's clock differs from the coordinator's");
+        }
+        // A full disk must not keep this host out of an emergency: what cannot
+        // be written is known to this process all the same.
+        if let Err(error) = self.session.welcome(epoch, anchors, bundles) {
+            error!(error = %crate::chain_of(&error), "cannot remember the session");
+        }
+        if slot == Slot::Next {
+            self.identities.promote().map_err(LinkError::Identity)?;
+        }
+        self.welcomed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Takes one message in; says what is wanted in return.
+    fn receive(&self, received: CoordinatorMessage) -> Result<Reply, LinkError> {
+        use coordinator_message::Body;
+        match received.body {
+            Some(Body::Order(order)) => {
+                if order.epoch < self.session.epoch() {
+                    warn!(batch = %order.batch, epoch = order.epoch, "order of an older epoch refused");
+                } else {
+                    return self.order(order);
+                }
+            }
+            Some(Body::Chains(chains)) => {
+                // Full: the runner asks again, it has not been waiting for these.
+                if self.chains.try_send(chains).is_err() {
+                    warn!("certificates that nobody waits for were dropped");
+                }
+            }
+            Some(Body::ResultAck(ack)) => return Ok(Reply::Acknowledged(ack.batch)),
+            Some(Body::InventoryWanted(_)) => return Ok(Reply::Inventory),
+            Some(Body::Welcome(_)) => debug!("a second Welcome was ignored"),
+            // A kind that only a newer coordinator knows.
+            None => debug!("a message of an unknown kind was ignored"),
+        }
+        Ok(Reply::Nothing)
+    }
+
+    /// A new batch goes to the runner, a finished one is answered again.
+    fn order(&self, order: Order) -> Result<Reply, LinkError> {
+        match self.outbox.known(&order.batch) {
+            Some(Known::Finished(_)) => Ok(Reply::Result(order.batch)),
+            Some(Known::Acknowledged) => {
+                info!(batch = %order.batch, "order of a finished and acknowledged batch ignored");
+                Ok(Reply::Nothing)
+            }
+            None => {
+                debug!(batch = %order.batch, "order");
+                self.orders.try_send(order).map_err(|_| LinkError::Flooded)?;
+                Ok(Reply::Nothing)
+            }
+        }
+    }
+
+    /// Sends what changed, or everything.
+    async fn tell_inventory(&mut self, handle: &Handle, all: bool) -> Result<(), ()> {
+        let Some(report) = self.discovery.host().map(|host| Report::of(&host)) else {
+            return Ok(());
+        };
+        let unchanged = report.digest == self.session.digest();
+        if unchanged && !all {
+            self.sent = Some(report);
+            return Ok(());
+        }
+        let base = if all { None } else { self.base() };
+        let delta = report.delta(base);
+        handle.send(agent_message::Body::Inventory(delta)).await?;
+        self.was_sent(report);
+        Ok(())
+    }
+
+    /// What was sent last, if this process knows it.
+    fn base(&self) -> Option<&Report> {
+        self.sent.as_ref().filter(|sent| sent.digest == self.session.digest())
+    }
+
+    fn was_sent(&mut self, report: Report) {
+        if let Err(error) = self.session.sent(&report.digest) {
+            error!(error = %crate::chain_of(&error), "cannot remember what was sent");
+        }
+        self.sent = Some(report);
+    }
+
+    fn acknowledge(&self, batch: &str, payload: &[u8]) {
+        if let Err(error) = self.outbox.acknowledge(batch, payload) {
+            error!(error = %crate::chain_of(&error), "cannot remember an acknowledgement");
+        }
+    }
+
+    /// Sends a result, once per session unless it is asked for again, with the
+    /// inventory that shows it.
+    async fn tell_result(
+        &mut self,
+        handle: &Handle,
+        told: &mut Told,
+        batch: &str,
+        again: bool,
+    ) -> Result<(), ()> {
+        let Some(Known::Finished(result)) = self.outbox.known(batch) else {
+            return Ok(());
+        };
+        if !told.note(batch, &result.payload) && !again {
+            return Ok(());
+        }
+        let report = self.discovery.host().map(|host| Report::of(&host));
+        let changed = report.filter(|report| report.digest != self.session.digest());
+        let result =
+            BatchResult { inventory: changed.as_ref().map(|report| report.delta(self.base())), ..*result };
+        crate::fail_point("agent.before_report");
+        handle.send(agent_message::Body::Result(result)).await?;
+        if let Some(report) = changed {
+            self.was_sent(report);
+        }
+        Ok(())
+    }
+}
+
+/// What a message from the coordinator wants in return.
+enum Reply {
+    Nothing,
+    Inventory,
+    Result(String),
+    Acknowledged(String),
+}
+
+/// Results told in this session and not acknowledged yet: payloads in the order
+/// in which they went, because an acknowledgement names the batch only.
+#[derive(Default)]
+struct Told(BTreeMap<String, VecDeque<Vec<u8>>>);
+
+impl Told {
+    /// Notes that a payload goes; says whether it is another than the last one.
+    fn note(&mut self, batch: &str, payload: &[u8]) -> bool {
+        let sent = self.0.entry(batch.to_owned()).or_default();
+        let new = sent.back().is_none_or(|last| last != payload);
+        if new {
+            sent.push_back(payload.to_vec());
+        }
+        new
+    }
+
+    /// The payload that an acknowledgement is for.
+    fn acknowledged(&mut self, batch: &str) -> Option<Vec<u8>> {
+        let sent = self.0.get_mut(batch)?;
+        let payload = sent.pop_front();
+        if sent.is_empty() {
+            self.0.remove(batch);
+        }
+        payload
+    }
+}

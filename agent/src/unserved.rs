@@ -1,0 +1,216 @@
+//! Targets that were installed while nothing ran that could prove them.
+//!
+//! Their batch is kept under `state_dir/unserved` after its result was handed
+//! over. When a consumer starts and is seen serving the very certificate, the
+//! target's proof is completed and the whole result signed and sent again. A
+//! newer certificate for the same installation ends the wait.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use prost::Message;
+use reseal_proto::v1::{EndpointProof, Grade, TargetProof, TargetState};
+use tracing::{error, info};
+
+use crate::app;
+use crate::evidence;
+use crate::identity::{IdentityStore, Slot};
+use crate::journal::Batch;
+use crate::outbox::Outbox;
+use crate::state::{self, StateError};
+
+const EXTENSION: &str = "pb";
+
+/// Batches with a target that waits for its proof.
+#[derive(Debug)]
+pub struct Unserved {
+    directory: PathBuf,
+    identities: IdentityStore,
+    outbox: Arc<Outbox>,
+    batches: Mutex<Vec<Batch>>,
+}
+
+impl Unserved {
+    /// Reads them back.
+    pub fn open(
+        state_dir: &Path,
+        identities: IdentityStore,
+        outbox: Arc<Outbox>,
+    ) -> Result<Self, StateError> {
+        let directory = state_dir.join("unserved");
+        state::make_dir(&directory)?;
+        let mut batches = Vec::new();
+        for entry in std::fs::read_dir(&directory).map_err(StateError::io("list", &directory))? {
+            let path = entry.map_err(StateError::io("list", &directory))?.path();
+            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+                let bytes = state::read(&path)?.unwrap_or_default();
+                batches.push(Batch::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?);
+            }
+        }
+        Ok(Self { directory, identities, outbox, batches: Mutex::new(batches) })
+    }
+
+    /// A batch has ended: what waits in it is kept, what waited for an
+    /// installation it has renewed is given up.
+    pub fn keep(&self, batch: &Batch) {
+        let mut batches = self.held();
+        batches.retain(|known| name_of(known) != name_of(batch));
+        for known in batches.iter_mut() {
+            let replaced =
+                |id: &str| proofs(batch).any(|proof| proof.installation == id && proof.after != proof.before);
+            let given_up = known.entries.iter_mut().filter_map(|entry| entry.proof.as_mut());
+            for proof in given_up.filter(|proof| replaced(&proof.installation)) {
+                // The result said Unserved and stays as it was said.
+                proof.grade = Grade::Unknown.into();
+            }
+        }
+        batches.push(batch.clone());
+        self.store(&mut batches);
+    }
+
+    /// Does a target wait for this certificate to be seen?
+    pub fn waits(&self, installation: &str, fingerprint: &[u8]) -> bool {
+        self.held().iter().flat_map(proofs).any(|proof| waits_for(proof, installation, fingerprint))
+    }
+
+    /// It was seen: completes the proofs and sends their results again.
+    pub fn proved(&self, installation: &str, fingerprint: &[u8], endpoints: &[EndpointProof]) {
+        let mut batches = self.held();
+        for batch in batches.iter_mut() {
+            let waiting = batch
+                .entries
+                .iter_mut()
+                .filter_map(|entry| entry.proof.as_mut())
+                .filter(|proof| waits_for(proof, installation, fingerprint));
+            let mut changed = false;
+            for proof in waiting {
+                proof.set_state(TargetState::Verified);
+                proof.set_grade(Grade::Probe);
+                proof.endpoints = endpoints.to_vec();
+                changed = true;
+            }
+            if changed {
+                info!(batch = %name_of(batch), installation, "an unserved target is verified now");
+                self.send(batch);
+            }
+        }
+        self.store(&mut batches);
+    }
+
+    fn send(&self, batch: &Batch) {
+        let identity = match self.identities.load(Slot::Current) {
+            Ok(Some(identity)) => identity,
+            Ok(None) => return error!("no identity to sign a late result with"),
+            Err(error) => {
+                return error!(error = %crate::chain_of(&error), "no identity to sign a late result with");
+            }
+        };
+        let sent = match evidence::sign(batch, app::now(), &identity) {
+            Ok(signed) => self.outbox.put(signed),
+            Err(error) => return error!(error = %crate::chain_of(&error), "a late result cannot be signed"),
+        };
+        if let Err(error) = sent {
+            error!(error = %crate::chain_of(&error), "a late result is sent but could not be stored");
+        }
+    }
+
+    /// Writes what still waits, removes what does not.
+    fn store(&self, batches: &mut Vec<Batch>) {
+        batches.retain(|batch| {
+            let name = state::file_name(name_of(batch), EXTENSION);
+            let waits = proofs(batch).any(is_waiting);
+            let done = if waits {
+                state::write(&self.directory, &name, &batch.encode_to_vec())
+            } else {
+                state::remove(&self.directory, &name)
+            };
+            if let Err(error) = done {
+                error!(error = %crate::chain_of(&error), "cannot remember which targets are unserved");
+            }
+            waits
+        });
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Vec<Batch>> {
+        self.batches.lock().expect("no panic while held")
+    }
+}
+
+fn proofs(batch: &Batch) -> impl Iterator<Item = &TargetProof> {
+    batch.entries.iter().filter_map(|entry| entry.proof.as_ref())
+}
+
+/// `Unknown` marks one that was given up.
+fn is_waiting(proof: &TargetProof) -> bool {
+    proof.state() == TargetState::Unserved && proof.grade() != Grade::Unknown
+}
+
+fn waits_for(proof: &TargetProof, installation: &str, fingerprint: &[u8]) -> bool {
+    is_waiting(proof) && proof.installation == installation && proof.after == fingerprint
+}
+
+fn name_of(batch: &Batch) -> &str {
+    batch.order.as_ref().map_or("", |order| order.batch.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::tests::enrolled;
+    use crate::journal::Entry;
+    use reseal_proto::v1::{EvidencePayload, Order};
+
+    fn batch(name: &str, state: TargetState, after: u8) -> Batch {
+        let proof = TargetProof {
+            installation: "/srv/site.crt".into(),
+            before: vec![0; 32],
+            after: vec![after; 32],
+            state: state.into(),
+            grade: Grade::FileOnly.into(),
+            ..TargetProof::default()
+        };
+        Batch {
+            order: Some(Order { batch: name.into(), ..Order::default() }),
+            started_at: 1,
+            entries: vec![Entry {
+                installation: "/srv/site.crt".into(),
+                proof: Some(proof),
+                ..Entry::default()
+            }],
+        }
+    }
+
+    fn open(dir: &Path) -> (Unserved, Arc<Outbox>) {
+        let outbox = Arc::new(Outbox::open(dir).unwrap());
+        (Unserved::open(dir, enrolled(dir), outbox.clone()).unwrap(), outbox)
+    }
+
+    #[test]
+    fn is_proved_later_and_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).0.keep(&batch("r1.0", TargetState::Unserved, 7));
+        let (unserved, outbox) = open(dir.path());
+        assert!(unserved.waits("/srv/site.crt", &[7; 32]));
+        unserved.proved("/srv/site.crt", &[8; 32], &[]);
+        assert!(outbox.waiting().is_empty());
+        unserved.proved("/srv/site.crt", &[7; 32], &[EndpointProof::default()]);
+        let Some(crate::outbox::Known::Finished(result)) = outbox.known("r1.0") else {
+            panic!("no late result");
+        };
+        let payload = EvidencePayload::decode(result.payload.as_slice()).unwrap();
+        assert_eq!(payload.targets[0].state(), TargetState::Verified);
+        assert_eq!(payload.targets[0].grade(), Grade::Probe);
+        assert!(!open(dir.path()).0.waits("/srv/site.crt", &[7; 32]));
+    }
+
+    #[test]
+    fn a_newer_certificate_ends_the_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let (unserved, _) = open(dir.path());
+        unserved.keep(&batch("r1.0", TargetState::Unserved, 7));
+        unserved.keep(&batch("r2.0", TargetState::Verified, 8));
+        assert!(!unserved.waits("/srv/site.crt", &[7; 32]));
+        assert!(!open(dir.path()).0.waits("/srv/site.crt", &[7; 32]));
+        assert_eq!(std::fs::read_dir(dir.path().join("unserved")).unwrap().count(), 0);
+    }
+}
