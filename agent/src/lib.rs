@@ -39,24 +39,7 @@ pub mod trust;
 pub mod unserved;
 pub mod verify;
 
-/// An error with everything below it, on one line; for logs and findings.
-pub fn chain_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl std::fmt::Display + 'a {
-    Chain(error)
-}
-
-struct Chain<'a>(&'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = self.0.source();
-        while let Some(error) = next {
-            write!(f, ": {error}")?;
-            next = error.source();
-        }
-        Ok(())
-    }
-}
+pub use reseal_proto::error::chain as chain_of;
 
 /// A place where a test kills the process; nothing in a release.
 pub(crate) fn fail_point(name: &str) {

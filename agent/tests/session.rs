@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use prost::Message as _;
 use reseal_agent::app;
 use reseal_agent::identity::{IdentityError, Slot};
@@ -231,21 +233,22 @@ async fn the_canary_goes_first_and_alone() {
     }
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     world.coordinator.order("r1.0", "r1", &ids).await;
-    let canary = csrs(&mut world).await;
-    assert_eq!(canary.csrs.len(), 1);
-    assert_eq!(canary.csrs[0].installation, ids[0]);
-    world.coordinator.issue(&canary).await;
-    let rest = csrs(&mut world).await;
-    assert_eq!(rest.csrs.len(), 2, "the rest comes in one message");
-    world.coordinator.issue(&rest).await;
+    let asked = csrs(&mut world).await;
+    let asked_for: BTreeSet<&str> = asked.csrs.iter().map(|csr| csr.installation.as_str()).collect();
+    assert_eq!(asked_for, ids.iter().copied().collect(), "one message for the whole host");
+    world.coordinator.issue(&asked).await;
     let (_, payload) = result(&mut world, true).await;
-    assert_eq!(payload.targets.len(), 3);
+    assert!(payload.targets.iter().all(|target| target.state() == TargetState::Verified), "{payload:?}");
+    let first = payload.targets[0].endpoints.iter().map(|endpoint| endpoint.at).max();
+    let reloads =
+        payload.targets[1..].iter().flat_map(|target| &target.reloads).map(|reload| reload.at).min();
+    assert!(first <= reloads, "the rest was reloaded before the canary was proved");
 
     // A canary that breaks after the switch ends the batch on this host.
     world.engine.change("web", |web| web.obeys = false);
     world.coordinator.order("r1.1", "r1", &ids).await;
-    let canary = csrs(&mut world).await;
-    world.coordinator.issue(&canary).await;
+    let asked = csrs(&mut world).await;
+    world.coordinator.issue(&asked).await;
     let (_, payload) = result(&mut world, true).await;
     let states: Vec<_> = payload.targets.iter().map(TargetProof::state).collect();
     assert_eq!(states, [TargetState::RolledBack, TargetState::Failed, TargetState::Failed]);

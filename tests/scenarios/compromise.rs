@@ -126,7 +126,7 @@ fn a_compromised_intermediate_is_replaced_everywhere() -> Result<()> {
     assert_eq!(coordinator.audited("rotation.start")?.len(), 1);
     let again =
         coordinator.refused(1, &["rotate", "--compromised-issuer", "a", "--reason", "again", "--yes"])?;
-    assert!(again.contains("matches no certificate"), "{again}");
+    assert!(again.contains("matches no"), "{again}");
     Ok(())
 }
 

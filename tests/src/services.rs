@@ -252,6 +252,9 @@ http {{
             format!("--volume={}:{TLS}:ro", tls.display()),
             format!("--volume={}:{inside}:ro", etc.display()),
         ];
+        if !self.stop_signal.is_empty() {
+            words.push(format!("--stop-signal={}", self.stop_signal));
+        }
         words.extend(self.labels.iter().map(|(key, value)| format!("--label={key}={value}")));
         words.push(image::NAME.to_owned());
         words.extend(self.command.iter().map(|word| (*word).to_owned()));

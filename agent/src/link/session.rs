@@ -77,6 +77,7 @@ impl Link {
             let inventory = tokio::time::sleep(INVENTORY_SETTLE);
         }
         let mut inventory_due = true;
+        let mut whole_wanted = false;
         for batch in self.outbox.waiting() {
             self.tell_result(&handle, &mut told, &batch, false).await.map_err(|()| closed())?;
         }
@@ -88,8 +89,9 @@ impl Link {
                     match self.receive(received)? {
                         Reply::Nothing => {}
                         Reply::Inventory => {
-                            self.tell_inventory(&handle, true).await.map_err(|()| closed())?;
-                            inventory_due = false;
+                            // Before the first look at the host there is nothing to tell; it is told then.
+                            whole_wanted = !self.tell_inventory(&handle, true).await.map_err(|()| closed())?;
+                            inventory_due = whole_wanted;
                         }
                         Reply::Result(batch) => {
                             self.tell_result(&handle, &mut told, &batch, true).await.map_err(|()| closed())?;
@@ -109,14 +111,16 @@ impl Link {
                 }
                 changed = host.changed() => {
                     changed.map_err(|_| closed())?;
-                    if !inventory_due {
+                    if !inventory_due || whole_wanted {
                         inventory_due = true;
                         inventory.as_mut().reset(Instant::now() + INVENTORY_SETTLE);
                     }
                 }
                 () = &mut inventory, if inventory_due => {
                     inventory_due = false;
-                    self.tell_inventory(&handle, false).await.map_err(|()| closed())?;
+                    if self.tell_inventory(&handle, whole_wanted).await.map_err(|()| closed())? {
+                        whole_wanted = false;
+                    }
                 }
                 () = &mut renewal => {
                     match self.identities.renew(channel.clone(), &identity).await {
@@ -204,21 +208,21 @@ impl Link {
         }
     }
 
-    /// Sends what changed, or everything.
-    async fn tell_inventory(&mut self, handle: &Handle, all: bool) -> Result<(), ()> {
+    /// Sends what changed, or everything; false when nothing is known of the host yet.
+    async fn tell_inventory(&mut self, handle: &Handle, all: bool) -> Result<bool, ()> {
         let Some(report) = self.discovery.host().map(|host| Report::of(&host)) else {
-            return Ok(());
+            return Ok(false);
         };
         let unchanged = report.digest == self.session.digest();
         if unchanged && !all {
             self.sent = Some(report);
-            return Ok(());
+            return Ok(true);
         }
         let base = if all { None } else { self.base() };
         let delta = report.delta(base);
         handle.send(agent_message::Body::Inventory(delta)).await?;
         self.was_sent(report);
-        Ok(())
+        Ok(true)
     }
 
     /// What was sent last, if this process knows it.

@@ -121,29 +121,20 @@ impl Renewer {
                 return;
             }
             let passed = entries.iter().any(|entry| state_of(entry).is_some_and(is_good));
-            let broken = entries
-                .iter()
-                .find(|entry| matches!(state_of(entry), Some(TargetState::RolledBack | TargetState::Held)));
+            let broken = entries.iter().find(|entry| state_of(entry).is_some_and(is_broken));
             match (passed, broken) {
-                (true, _) => self.group(journal, order, &open).await,
                 (false, Some(canary)) if !order.rotation.is_empty() => {
-                    let failure = Failure {
-                        stage: Stage::Request.into(),
-                        code: "canary-failed".to_owned(),
-                        reason: format!(
-                            "not attempted: {} went first on this host and failed; see its reason",
-                            canary.installation
-                        ),
-                    };
+                    let failure = TargetError::Canary(canary.installation.clone()).failure();
                     return not_attempted(journal, &open, &failure).await;
                 }
-                (false, _) => self.group(journal, order, &open[..1]).await,
+                _ => self.group(journal, order, &open, !passed).await,
             }
         }
     }
 
-    /// Brings the given targets to their end, side by side.
-    async fn group(&mut self, journal: &Journal, order: &Order, group: &[usize]) {
+    /// Brings the given targets to their end, side by side; with `canary` one goes
+    /// first. What is left open has to be looked at again.
+    async fn group(&mut self, journal: &Journal, order: &Order, group: &[usize], canary: bool) {
         let host = self.tools.discovery.host().unwrap_or_default();
         let entries = journal.batch().await.entries;
         let mut known: Vec<(usize, Installation)> = Vec::new();
@@ -180,6 +171,10 @@ impl Renewer {
                 Err(error) => target.failed(error).await,
             }
         }
+        let wait = canary && !ready.is_empty();
+        if wait {
+            ready.truncate(1);
+        }
         futures_util::stream::iter(ready)
             .for_each_concurrent(CONCURRENT, |(target, next)| async move {
                 match next {
@@ -190,7 +185,9 @@ impl Renewer {
                 }
             })
             .await;
-        self.request(journal, order, requests).await;
+        if !wait {
+            self.request(journal, order, requests, canary).await;
+        }
     }
 
     /// Signs the result and hands it over.
@@ -267,6 +264,11 @@ fn failed_proof(entry: &Entry, failure: Failure) -> TargetProof {
 
 fn state_of(entry: &Entry) -> Option<TargetState> {
     entry.proof.as_ref().map(TargetProof::state)
+}
+
+/// Its new certificate was switched to, and did not work.
+fn is_broken(state: TargetState) -> bool {
+    matches!(state, TargetState::RolledBack | TargetState::Held)
 }
 
 fn is_good(state: TargetState) -> bool {

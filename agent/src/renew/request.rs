@@ -15,19 +15,22 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{ASK_AGAIN, CONCURRENT, Renewer, state_of};
+use super::{ASK_AGAIN, CONCURRENT, Renewer, is_broken, is_good, state_of};
 use crate::app;
 use crate::journal::{Journal, Phase};
 use crate::link::Handle;
 use crate::target::{self, Answer, Target, TargetError};
 
 impl Renewer {
-    /// Asks for certificates in one message, then installs what comes.
+    /// Asks for certificates in one message, then installs what comes: with
+    /// `canary` one target alone until one has proved itself, then the rest
+    /// together. A certificate that is not installed after all harms nobody.
     pub(super) async fn request(
         &mut self,
         journal: &Journal,
         order: &Order,
         requests: Vec<(&Target<'_>, bool)>,
+        canary: bool,
     ) {
         if requests.is_empty() {
             return;
@@ -38,39 +41,63 @@ impl Renewer {
             .buffered(CONCURRENT)
             .collect()
             .await;
-        let mut waiting = BTreeMap::new();
+        let (mut waiting, mut csrs) = (Vec::new(), Vec::new());
         for (target, csr) in made {
             match csr {
                 Ok(der) => {
-                    waiting.insert(target.installation.id.clone(), (target, der));
+                    csrs.push(Csr {
+                        installation: target.installation.id.clone(),
+                        der,
+                        usage: target.installation.wanted.usage.into(),
+                    });
+                    waiting.push(target);
                 }
                 Err(error) => target.failed(error).await,
             }
         }
-        let csrs = waiting
-            .iter()
-            .map(|(id, (target, der))| Csr {
-                installation: id.clone(),
-                der: der.clone(),
-                usage: target.installation.wanted.usage.into(),
-            })
-            .collect();
         let mut answers = self.ask(&order.batch, csrs).await;
-        self.hint(order, waiting.keys(), TargetState::Issued);
-        let session = self.session.clone();
-        futures_util::stream::iter(waiting)
-            .for_each_concurrent(CONCURRENT, |(id, (target, _))| {
-                let answer = answers.remove(&id).ok_or(TargetError::NoAnswer);
-                let session = session.clone();
-                async move {
-                    target.answered(answer).await;
-                    let entry = target.journal.entry(target.at).await;
-                    if let Some(state) = state_of(&entry) {
-                        hint(&session, &order.batch, [&id], state);
+        hint(
+            &self.session,
+            &order.batch,
+            waiting.iter().map(|target| &target.installation.id),
+            TargetState::Issued,
+        );
+        let mut answer =
+            |target: &Target<'_>| answers.remove(&target.installation.id).ok_or(TargetError::NoAnswer);
+        let mut rest = waiting.into_iter();
+        while canary && let Some(first) = rest.next() {
+            match self.take(order, first, answer(first)).await {
+                Some(state) if is_good(state) => break,
+                Some(state) if is_broken(state) && !order.rotation.is_empty() => {
+                    for target in rest {
+                        target.failed(TargetError::Canary(first.installation.id.clone())).await;
                     }
+                    return;
                 }
+                // It never came to a switch, or it is a planned renewal: the next one goes alone.
+                Some(_) | None => {}
+            }
+        }
+        let this = &*self;
+        let rest: Vec<_> = rest.map(|target| (target, answer(target))).collect();
+        futures_util::stream::iter(rest)
+            .for_each_concurrent(CONCURRENT, |(target, answer)| async move {
+                this.take(order, target, answer).await;
             })
             .await;
+    }
+
+    /// Brings one target to its end, and tells of it.
+    async fn take(
+        &self,
+        order: &Order,
+        target: &Target<'_>,
+        answer: Result<Answer, TargetError>,
+    ) -> Option<TargetState> {
+        target.answered(answer).await;
+        let state = state_of(&target.journal.entry(target.at).await)?;
+        hint(&self.session, &order.batch, [&target.installation.id], state);
+        Some(state)
     }
 
     /// Sends CSRs and waits for every answer; again after each reconnect, and
@@ -143,10 +170,6 @@ impl Renewer {
                 }
             }
         }
-    }
-
-    fn hint<'a>(&self, order: &Order, ids: impl IntoIterator<Item = &'a String>, state: TargetState) {
-        hint(&self.session, &order.batch, ids, state);
     }
 }
 

@@ -19,8 +19,11 @@ pub enum TargetError {
     #[error("no certificate request")]
     Key(#[source] KeyError),
     /// The coordinator says no.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{}", .0.reason)]
+    Refused(Failure),
+    /// Another target went first on this host, and its new certificate did not work.
+    #[error("not attempted: {0} went first on this host and failed; see its reason")]
+    Canary(String),
     /// It says nothing.
     #[error("the coordinator did not answer the certificate request in time")]
     NoAnswer,
@@ -55,7 +58,7 @@ pub enum TargetError {
 impl TargetError {
     fn stage(&self) -> Stage {
         match self {
-            Self::Unknown(_) | Self::Key(_) => Stage::Request,
+            Self::Unknown(_) | Self::Key(_) | Self::Canary(_) => Stage::Request,
             Self::Refused(_) | Self::NoAnswer => Stage::Issue,
             Self::Chain(_) => Stage::Validate,
             Self::Install(_) => Stage::Install,
@@ -64,11 +67,13 @@ impl TargetError {
         }
     }
 
-    fn code(&self) -> &'static str {
+    fn code(&self) -> &str {
         match self {
             Self::Unknown(_) => "unknown-installation",
             Self::Key(_) => "key-failed",
-            Self::Refused(_) => "refused",
+            // The coordinator's own word for it.
+            Self::Refused(refusal) => &refusal.code,
+            Self::Canary(_) => "canary-failed",
             Self::NoAnswer => "no-answer",
             Self::Chain(error) => error.code(),
             Self::Install(error) => error.code(),

@@ -155,7 +155,7 @@ impl Target<'_> {
     async fn install(&self, answer: Answer) -> Result<(), TargetError> {
         let Answer { issued, intermediates } = answer;
         if let Some(refusal) = issued.refusal {
-            return Err(TargetError::Refused(refusal.reason));
+            return Err(TargetError::Refused(refusal));
         }
         let span = self.span("validate");
         let chain: Vec<CertificateDer<'static>> =

@@ -13,13 +13,18 @@ use crate::store::{Commit, StoreError, keys};
 
 /// Hosts ordered in one activation: the rest come a second later.
 const HOSTS: usize = 500;
+/// Hosts whose orders are committed together.
+const TOGETHER: usize = 64;
 /// Finished renewals kept per host.
 const KEEP: usize = 10;
 
 /// Orders renewals for connected hosts.
 pub(super) async fn order(turn: &Turn<'_>) -> Result<(), StoreError> {
-    for host in due_hosts(turn) {
-        order_host(turn, &host).await?;
+    // Together, so that they share their flushes.
+    let due = due_hosts(turn);
+    for group in due.chunks(TOGETHER) {
+        let orders = group.iter().map(|host| order_host(turn, host));
+        futures_util::future::try_join_all(orders).await?;
     }
     Ok(())
 }

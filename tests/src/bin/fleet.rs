@@ -35,6 +35,10 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(_) if process::interrupted() => {
+            eprintln!("\ninterrupted: everything is taken down");
+            ExitCode::from(130)
+        }
         Err(error) => {
             eprintln!("\nerror: {error:#}");
             ExitCode::FAILURE
