@@ -64,7 +64,13 @@ impl Renewer {
         );
         let mut answer =
             |target: &Target<'_>| answers.remove(&target.installation.id).ok_or(TargetError::NoAnswer);
-        let mut rest = waiting.into_iter();
+        // Where nothing was before there is nothing to break, and a container may
+        // need several certificates before it starts at all.
+        let (fresh, rest): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|target| target.installation.certificate.is_none());
+        let fresh = fresh.into_iter().map(|target| (target, answer(target))).collect();
+        self.take_together(order, fresh).await;
+        let mut rest = rest.into_iter();
         while canary && let Some(first) = rest.next() {
             match self.take(order, first, answer(first)).await {
                 Some(state) if is_good(state) => break,
@@ -78,11 +84,14 @@ impl Renewer {
                 Some(_) | None => {}
             }
         }
-        let this = &*self;
-        let rest: Vec<_> = rest.map(|target| (target, answer(target))).collect();
-        futures_util::stream::iter(rest)
+        let rest = rest.map(|target| (target, answer(target))).collect();
+        self.take_together(order, rest).await;
+    }
+
+    async fn take_together(&self, order: &Order, targets: Vec<(&Target<'_>, Result<Answer, TargetError>)>) {
+        futures_util::stream::iter(targets)
             .for_each_concurrent(CONCURRENT, |(target, answer)| async move {
-                this.take(order, target, answer).await;
+                self.take(order, target, answer).await;
             })
             .await;
     }
