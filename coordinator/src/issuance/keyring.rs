@@ -175,7 +175,7 @@ mod tests {
     fn any_file_unwraps_and_a_changed_byte_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = (keyring(dir.path(), "old"), keyring(dir.path(), "new"));
-        let wrapped = Keyring::load(&[old.clone()]).unwrap().wrap(b"secret");
+        let wrapped = Keyring::load(std::slice::from_ref(&old)).unwrap().wrap(b"secret");
         let both = Keyring::load(&[new.clone(), old]).unwrap();
         assert_eq!(both.unwrap("x", &wrapped).unwrap().as_slice(), b"secret");
         assert!(matches!(
