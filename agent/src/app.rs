@@ -122,7 +122,7 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
     let tools = Tools {
         config: config.clone(),
         discovery: discovery.clone(),
-        reloader: Arc::new(Reloader::default()),
+        reloader: Arc::new(Reloader::new(config.signals)),
         unserved: Arc::new(Unserved::open(state_dir, identities.clone(), outbox.clone())?),
         session,
         busy: Arc::default(),

@@ -59,10 +59,24 @@ pub struct Config {
     pub scan_interval: Duration,
     /// How long a new certificate may take to be served.
     pub verify_timeout: Duration,
+    /// How signals are sent.
+    pub signals: Signals,
     /// Address of the metrics page; none: off.
     pub metrics_listen: Option<std::net::SocketAddr>,
     /// Logs and traces.
     pub telemetry: Settings,
+}
+
+/// How signals are sent to PID 1 of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signals {
+    /// To the process itself (pidfd_send_signal(2)); needs the host's PID namespace and CAP_KILL.
+    #[default]
+    Process,
+    /// Through the Docker Engine. It takes a signal for a wish to stop: a container
+    /// without a stop signal of its own loses its restart policy by it.
+    Engine,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,6 +87,8 @@ struct Raw {
     host_root: Option<PathBuf>,
     scan_interval_seconds: Option<u64>,
     verify_timeout_seconds: Option<u64>,
+    #[serde(default)]
+    signals: Signals,
     metrics_listen: Option<String>,
     #[serde(default)]
     telemetry: RawTelemetry,
@@ -179,6 +195,7 @@ impl Raw {
             host_root,
             scan_interval: Duration::from_secs(scan_interval),
             verify_timeout: Duration::from_secs(verify_timeout),
+            signals: self.signals,
             metrics_listen,
             telemetry: Settings {
                 service: "reseal-agent",

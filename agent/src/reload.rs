@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use reseal_proto::v1::ReloadProof;
 use tracing::info;
 
+use crate::config::Signals;
 use crate::discover::docker::{DockerError, Engine};
 use crate::discover::{Command, Consumer, Reload, Signal};
 
@@ -44,7 +45,7 @@ pub enum ReloadError {
     },
     /// `/proc` does not show the process.
     #[error(
-        "cannot see process {pid} of container {container}, so no signal was sent; the agent needs the host's PID namespace"
+        "cannot signal process {pid} of container {container}; the agent needs the host's PID namespace and CAP_KILL"
     )]
     Invisible {
         /// Its name.
@@ -94,10 +95,16 @@ impl ReloadError {
 /// Reloads; holds one lock per container.
 #[derive(Debug, Default)]
 pub struct Reloader {
+    signals: Signals,
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Reloader {
+    /// Signals the way the settings say.
+    pub fn new(signals: Signals) -> Self {
+        Self { signals, locks: Mutex::default() }
+    }
+
     /// Reloads every consumer that runs: gentle methods first, restarts one at
     /// a time and last. The first failure ends it; what was done comes back
     /// with it.
@@ -112,7 +119,7 @@ impl Reloader {
         for consumer in order {
             let lock = self.lock(&consumer.container);
             let _held = lock.lock().await;
-            match one(engine, consumer).await {
+            match one(engine, self.signals, consumer).await {
                 Ok(Some(proof)) => proofs.push(proof),
                 Ok(None) => {}
                 Err(error) => return (proofs, Err(error)),
@@ -128,7 +135,11 @@ impl Reloader {
     }
 }
 
-async fn one(engine: &Engine, consumer: &Consumer) -> Result<Option<ReloadProof>, ReloadError> {
+async fn one(
+    engine: &Engine,
+    signals: Signals,
+    consumer: &Consumer,
+) -> Result<Option<ReloadProof>, ReloadError> {
     let container = consumer.container.as_str();
     let docker = |source| ReloadError::Docker { container: container.to_owned(), source };
     if let Some(check) = &consumer.check {
@@ -137,17 +148,7 @@ async fn one(engine: &Engine, consumer: &Consumer) -> Result<Option<ReloadProof>
     match &consumer.reload {
         Reload::None => return Ok(None),
         Reload::Signal(signal) => {
-            let status =
-                std::fs::read_to_string(format!("/proc/{}/status", consumer.pid)).map_err(|source| {
-                    ReloadError::Invisible { container: container.to_owned(), pid: consumer.pid, source }
-                })?;
-            if !catches(&status, *signal) {
-                return Err(ReloadError::NotCaught {
-                    container: container.to_owned(),
-                    signal: signal.name(),
-                });
-            }
-            engine.signal(&consumer.container_id, *signal).await.map_err(docker)?;
+            send(engine, signals, consumer, *signal).await?;
         }
         Reload::Exec(command) => {
             let ended = engine.exec(&consumer.container_id, command).await.map_err(docker)?;
@@ -169,6 +170,41 @@ async fn one(engine: &Engine, consumer: &Consumer) -> Result<Option<ReloadProof>
         method: consumer.reload.to_string(),
         at: crate::app::now(),
     }))
+}
+
+/// Signals PID 1, if it catches the signal. The process is held by a pidfd before
+/// the container is looked at, so that a number that was given to another process
+/// meanwhile is never signalled.
+async fn send(
+    engine: &Engine,
+    signals: Signals,
+    consumer: &Consumer,
+    signal: Signal,
+) -> Result<(), ReloadError> {
+    use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+    let container = || consumer.container.clone();
+    let docker = |source| ReloadError::Docker { container: container(), source };
+    let invisible = |pid| move |source| ReloadError::Invisible { container: container(), pid, source };
+    let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    let seen = engine.container(&consumer.container_id).await.map_err(docker)?;
+    let pid = seen.map_or(0, |container| container.pid);
+    let process = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(|| invisible(pid)(gone()))?;
+    let held = pidfd_open(process, PidfdFlags::empty()).map_err(|error| invisible(pid)(error.into()))?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(invisible(pid))?;
+    if !catches(&status, signal) {
+        return Err(ReloadError::NotCaught { container: container(), signal: signal.name() });
+    }
+    match signals {
+        Signals::Engine => engine.signal(&consumer.container_id, signal).await.map_err(docker),
+        Signals::Process => {
+            // Still the same one: what is held is PID 1 of this container.
+            let again = engine.container(&consumer.container_id).await.map_err(docker)?;
+            if again.is_none_or(|container| container.pid != pid) {
+                return Err(invisible(pid)(gone()));
+            }
+            pidfd_send_signal(&held, signal.of_process()).map_err(|error| invisible(pid)(error.into()))
+        }
+    }
 }
 
 async fn run_check(engine: &Engine, consumer: &Consumer, check: &Command) -> Result<(), ReloadError> {

@@ -6,12 +6,14 @@
 //! - [`facts`]: what an X.509 certificate says, as a message.
 //! - [`channel`]: a gRPC channel to the coordinator over mutual TLS.
 //! - [`telemetry`]: logs, traces and the W3C trace context.
+//! - [`codec`]: protobuf with buffers for many quiet streams.
 //! - [`error`]: an error and what is below it, as one line.
 //! - [`fail`]: named points at which a test kills the process.
 //!
 //! Coordinator and agent share this crate and nothing else.
 
 pub mod channel;
+pub mod codec;
 pub mod error;
 pub mod facts;
 pub mod fail;

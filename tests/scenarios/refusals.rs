@@ -42,7 +42,7 @@ fn what_makes_no_sense_is_refused() -> Result<()> {
     ensure!(!said.status.success(), "an issuer that is not there");
     coordinator.refused(1, &["rotate", "--key-type", "dsa", "--reason", "x", "--yes"])?;
     coordinator.refused(2, &["rotate", "--name", "*", "--reason", "", "--yes"])?;
-    for waves in ["0", "0%", "101%", "50%,10%", "x"] {
+    for waves in ["0", "0%", "101%", "50%,10%", "x", ""] {
         let words = ["rotate", "--host-label", "env=demo", "--reason", "x", "--yes", "--waves", waves];
         coordinator.refused(2, &words)?;
     }

@@ -136,6 +136,16 @@ impl Signal {
         }
     }
 
+    /// As the kernel takes it.
+    pub fn of_process(self) -> rustix::process::Signal {
+        match self {
+            Self::Hup => rustix::process::Signal::HUP,
+            Self::Usr1 => rustix::process::Signal::USR1,
+            Self::Usr2 => rustix::process::Signal::USR2,
+            Self::Winch => rustix::process::Signal::WINCH,
+        }
+    }
+
     /// Its number on Linux, all architectures that Docker runs on.
     pub fn number(self) -> u32 {
         match self {

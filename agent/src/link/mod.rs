@@ -33,7 +33,7 @@ const OUTBOUND: usize = 64;
 const MAX_FRAME: usize = 2 * 1024 * 1024;
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
 /// A banned or expired host asks this often.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(60);
 /// A result and the inventory that shows it travel together: changes wait this long.
@@ -178,7 +178,7 @@ impl Link {
         let mut backoff = FIRST_BACKOFF;
         let mut turn = 0usize;
         loop {
-            let began = Instant::now();
+            let (began, sessions) = (Instant::now(), self.number);
             let error = self.once(turn).await;
             self.live.send_replace(None);
             turn = turn.wrapping_add(1);
@@ -206,7 +206,8 @@ impl Link {
                     LONGEST_BACKOFF
                 }
             };
-            if began.elapsed() > LONGEST_BACKOFF {
+            // It was welcomed and held for a while: what ended it may be over in a moment.
+            if self.number > sessions && began.elapsed() > FIRST_BACKOFF * 2 {
                 backoff = FIRST_BACKOFF;
             }
             // Full jitter: after a restart of the coordinator a fleet comes spread out.

@@ -55,7 +55,8 @@ impl World {
         let coordinator = Coordinator::start().await;
         let engine = Engine::start(directory.path()).await;
         let file = directory.path().join("agent.toml");
-        let text = format!("docker = '{}'\nverify_timeout_seconds = 2\n", engine.address());
+        let text =
+            format!("docker = '{}'\nverify_timeout_seconds = 2\nsignals = 'engine'\n", engine.address());
         std::fs::write(&file, text).unwrap();
         let state_dir = directory.path().join("state");
         let config = Arc::new(Config::load(Some(&file), Some(&state_dir)).unwrap());

@@ -37,7 +37,7 @@ use crate::issuance::control::ControlPlane;
 use crate::metrics::Metrics;
 use crate::store::record::{Batch, Host};
 use crate::store::{Presence, Store, keys};
-use crate::view::{Counts, View, rotation_number};
+use crate::view::{View, rotation_number};
 
 /// The newest version of the protocol this coordinator speaks.
 pub(crate) const PROTOCOL: u32 = 1;
@@ -340,10 +340,10 @@ impl Session {
         else {
             return;
         };
-        let mut counts = Counts::default();
-        for target in progress.targets.iter().take(crate::domain::target::PER_BATCH) {
-            counts.add(target.state());
-        }
-        self.parts.view.progress(&self.host, &progress.batch, rotation, counts);
+        let targets = progress.targets.iter().take(crate::domain::target::PER_BATCH);
+        let targets = targets
+            .map(|target| (target.installation.chars().take(512).collect::<String>().into(), target.state()));
+        let targets = targets.collect();
+        self.parts.view.progress(&self.host, &progress.batch, rotation, targets);
     }
 }

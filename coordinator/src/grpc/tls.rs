@@ -118,6 +118,11 @@ pub(crate) fn server_config(control: Arc<ControlPlane>, now: Now) -> Result<Arc<
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec()];
+    // A test decrypts what went over the wire and searches it for keys; no release can be told to.
+    #[cfg(feature = "failpoints")]
+    {
+        config.key_log = Arc::new(rustls::KeyLogFile::new());
+    }
     // A resumed session would carry an identity that may have been banned since.
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

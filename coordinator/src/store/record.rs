@@ -320,6 +320,9 @@ pub struct Rotation {
     /// Endpoints that serve them.
     #[prost(uint32, tag = "23")]
     pub endpoints: u32,
+    /// The store's revision when the targets were chosen: inventories that are newer are looked at again.
+    #[prost(uint64, tag = "24")]
+    pub chosen_at_revision: u64,
 }
 
 /// Up to 50 targets of one host: the durable unit of work.

@@ -50,11 +50,25 @@ pub struct BatchView {
     pub finished: bool,
     /// Its host was away when it was ordered.
     pub straggling: bool,
-    /// What the agent says meanwhile; for display only.
-    pub live: Option<Counts>,
+    /// What the agent says of single targets meanwhile; for display only.
+    pub live: BTreeMap<Box<str>, TargetState>,
 }
 
 impl BatchView {
+    /// Targets by state: what the agent says of those it has spoken of, the record of the others.
+    pub fn shown(&self) -> Counts {
+        // In an unfinished batch the record has all of them in one state.
+        let recorded = self.counts.iter().map(|(state, _)| state).find(|state| !target::is_end(*state));
+        let mut shown = self.counts;
+        for state in self.live.values() {
+            if let Some(recorded) = recorded.filter(|recorded| shown.of(*recorded) > 0) {
+                shown.0[recorded as usize] -= 1;
+                shown.add(*state);
+            }
+        }
+        shown
+    }
+
     /// Summarises a record.
     pub(super) fn of(record: &Batch) -> Self {
         let mut counts = Counts::default();
@@ -72,7 +86,7 @@ impl BatchView {
             probed,
             finished,
             straggling: !finished && counts.of(TargetState::Straggler) > 0,
-            live: None,
+            live: BTreeMap::new(),
         }
     }
 }
@@ -132,8 +146,7 @@ impl RotationView {
     pub fn counts(&self) -> BTreeMap<u32, u32> {
         let mut sums = BTreeMap::new();
         for batch in self.batches.values() {
-            let shown = batch.live.as_ref().unwrap_or(&batch.counts);
-            for (state, number) in shown.iter() {
+            for (state, number) in batch.shown().iter() {
                 let ordered = batch.wave <= self.wave && !rotation::is_end(self.state);
                 let state =
                     if state == TargetState::Pending && ordered { TargetState::Ordered } else { state };

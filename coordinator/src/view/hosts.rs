@@ -15,6 +15,8 @@ pub struct HostView {
     pub installations: u32,
     /// Findings on record.
     pub findings: u32,
+    /// Revision of the newest inventory that was seen.
+    pub inventory_revision: u64,
     /// When the earliest certificate is due for renewal; `i64::MAX`: never.
     pub next_due: i64,
     /// Issuers of its certificates, each once.
@@ -56,7 +58,8 @@ impl HostView {
     }
 
     /// Takes every chunk of the host's inventory.
-    pub(super) fn take_inventory(&mut self, host: &str, chunks: &[Inventory]) {
+    pub(super) fn take_inventory(&mut self, host: &str, revision: u64, chunks: &[Inventory]) {
+        self.inventory_revision = revision;
         self.installations = 0;
         self.next_due = i64::MAX;
         self.issuers.clear();

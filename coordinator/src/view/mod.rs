@@ -16,10 +16,12 @@ pub use hosts::HostView;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
+use reseal_proto::v1::TargetState;
 use tokio::sync::{Notify, watch};
 
 use crate::domain::rotation;
 use crate::domain::selection::IssuerKey;
+use crate::domain::target::PER_BATCH;
 
 /// The projection of one process. Cheap to clone.
 #[derive(Clone)]
@@ -42,6 +44,8 @@ pub struct State {
     pub rotations: BTreeMap<u64, RotationView>,
     /// Keys of the authorities, by slot name.
     pub authorities: BTreeMap<String, IssuerKey>,
+    /// Everything up to this revision of the store is in here.
+    pub seen: u64,
 }
 
 impl Default for View {
@@ -95,13 +99,20 @@ impl View {
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), wait).await;
     }
 
+    /// Waits until everything up to this revision is in here; false after five seconds.
+    pub async fn catches_up(&self, revision: u64) -> bool {
+        let mut changed = self.changed();
+        let wait = async { while self.read().seen < revision && changed.changed().await.is_ok() {} };
+        tokio::time::timeout(std::time::Duration::from_secs(5), wait).await.is_ok()
+    }
+
     /// Gives back hosts that could not be looked at now.
     pub fn put_moved(&self, hosts: BTreeSet<Arc<str>>) {
         self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(hosts);
     }
 
-    /// Takes an agent's word on how far a batch is, for display only.
-    pub fn progress(&self, host: &str, batch: &str, rotation: u64, live: Counts) {
+    /// Takes an agent's word on how far targets of a batch are, for display only.
+    pub fn progress(&self, host: &str, batch: &str, rotation: u64, targets: Vec<(Box<str>, TargetState)>) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(batch) = state
             .rotations
@@ -109,7 +120,10 @@ impl View {
             .and_then(|rotation| rotation.batches.get_mut(&(Arc::from(host), Box::from(batch))))
             && !batch.finished
         {
-            batch.live = Some(live);
+            batch.live.extend(targets);
+            while batch.live.len() > PER_BATCH {
+                batch.live.pop_last();
+            }
         }
         drop(state);
         self.bump();

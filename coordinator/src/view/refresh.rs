@@ -8,7 +8,7 @@ use super::hosts::OpenBatch;
 use super::{State, View, rotation_number};
 use crate::domain::{renewal, target};
 use crate::issuance::builtin::issuer_key;
-use crate::store::record::{Authority, Batch, Host, Inventory, Rotation};
+use crate::store::record::{Authority, Batch, Counter, Host, Inventory, Rotation};
 use crate::store::{Hint, Store, StoreError, Watch, keys};
 
 /// Beyond this many changed keys in one go, more are collected before the next.
@@ -20,6 +20,7 @@ impl View {
     /// Reads the whole store; call before [`View::follow`], with a watch taken before.
     pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
         let mut state = State::default();
+        let mut seen = store.get::<Counter>(keys::ROTATIONS).await?.map_or(0, |last| last.revision);
         for (key, authority) in store.range::<Authority>(keys::AUTHORITIES).await? {
             take_authority(&mut state, &key, Some(&authority.value));
         }
@@ -29,9 +30,10 @@ impl View {
         }
         let names: Vec<Arc<str>> = state.hosts.keys().cloned().collect();
         for name in &names {
-            let chunks = inventory(store, name).await?;
+            let (revision, chunks) = inventory(store, name).await?;
+            seen = seen.max(revision);
             if let Some(host) = state.hosts.get_mut(name) {
-                host.take_inventory(name, &chunks);
+                host.take_inventory(name, revision, &chunks);
             }
         }
         for (key, rotation) in store.range::<Rotation>(keys::ROTATION).await? {
@@ -46,6 +48,7 @@ impl View {
                 take_batch(&mut state, key, Some(&batch.value));
             }
         }
+        state.seen = seen;
         *self.0.state.write().unwrap_or_else(PoisonError::into_inner) = state;
         self.0.wakes.lock().unwrap_or_else(PoisonError::into_inner).extend(names.iter().cloned());
         self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
@@ -63,10 +66,13 @@ impl View {
                 hints.push(more);
             }
             let mut keys: Vec<Arc<str>> = Vec::with_capacity(hints.len());
-            let mut resync = false;
+            let (mut resync, mut newest) = (false, 0);
             for hint in hints {
                 match hint {
-                    Hint::Key { key, .. } => keys.push(key),
+                    Hint::Key { key, revision } => {
+                        newest = newest.max(revision);
+                        keys.push(key);
+                    }
                     Hint::Resync => resync = true,
                 }
             }
@@ -86,6 +92,8 @@ impl View {
                     tracing::error!(%error, "cannot read the store");
                 }
             }
+            self.write(|state| state.seen = state.seen.max(newest));
+            self.bump();
             if busy {
                 tokio::time::sleep(COLLECT).await;
             }
@@ -98,14 +106,17 @@ impl View {
         changed: &[Arc<str>],
         forget: impl Fn(),
     ) -> Result<(), StoreError> {
-        let mut relevant = false;
         let mut last_inventory: Option<&str> = None;
         for key in changed {
             let host = keys::host_of(key);
             if key.starts_with(keys::ROTATION) {
                 let record =
                     store.get::<Rotation>(key).await?.map(|rotation| (rotation.value, rotation.revision));
-                let woken = self.write(|state| take_rotation(state, key, record));
+                let (woken, unseen) = self.write(|state| {
+                    let woken = take_rotation(state, key, record);
+                    (woken, changed_since_chosen(state, key))
+                });
+                self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(unseen);
                 self.wake(woken);
             } else if key.starts_with(keys::BATCHES) {
                 let record = store.get::<Batch>(key).await?.map(|batch| batch.value);
@@ -122,11 +133,11 @@ impl View {
             } else if key.starts_with(keys::INVENTORIES) {
                 let Some(name) = host.filter(|name| last_inventory != Some(*name)) else { continue };
                 last_inventory = Some(name);
-                let chunks = inventory(store, name).await?;
+                let (revision, chunks) = inventory(store, name).await?;
                 let name: Arc<str> = Arc::from(name);
                 self.write(|state| {
                     if let Some(host) = state.hosts.get_mut(&name) {
-                        host.take_inventory(&name, &chunks);
+                        host.take_inventory(&name, revision, &chunks);
                     }
                 });
                 self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
@@ -136,13 +147,7 @@ impl View {
                 self.write(|state| take_authority(state, key, record.as_ref()));
             } else if key.starts_with(keys::POLICIES) {
                 forget();
-            } else {
-                continue;
             }
-            relevant = true;
-        }
-        if relevant {
-            self.bump();
         }
         Ok(())
     }
@@ -161,10 +166,11 @@ impl View {
     }
 }
 
-/// Every chunk of a host's inventory.
-async fn inventory(store: &Store, host: &str) -> Result<Vec<Inventory>, StoreError> {
+/// Every chunk of a host's inventory, and the newest revision among them.
+async fn inventory(store: &Store, host: &str) -> Result<(u64, Vec<Inventory>), StoreError> {
     let chunks = store.range::<Inventory>(&keys::inventory_of(host)).await?;
-    Ok(chunks.into_iter().map(|(_, chunk)| chunk.value).collect())
+    let newest = chunks.iter().map(|(_, chunk)| chunk.revision).max().unwrap_or_default();
+    Ok((newest, chunks.into_iter().map(|(_, chunk)| chunk.value).collect()))
 }
 
 fn take_authority(state: &mut State, key: &str, record: Option<&Authority>) {
@@ -200,6 +206,18 @@ fn take_rotation(state: &mut State, key: &str, record: Option<(Rotation, u64)>) 
     let wave = rotation.wave;
     let open = rotation.batches.iter().filter(|(_, batch)| !batch.finished && batch.wave <= wave);
     open.map(|((host, _), _)| host.clone()).collect()
+}
+
+/// Hosts whose inventory changed between the choosing of a rotation's targets and
+/// now: the engine may have looked at them before there was a rotation to see.
+fn changed_since_chosen(state: &State, key: &str) -> Vec<Arc<str>> {
+    let number = rotation_number(key.trim_start_matches(keys::ROTATION)).unwrap_or_default();
+    let Some(rotation) = state.rotations.get(&number).filter(|rotation| rotation.record.wave <= 1) else {
+        return Vec::new();
+    };
+    let since = rotation.record.chosen_at_revision;
+    let changed = state.hosts.iter().filter(|(_, host)| host.inventory_revision > since);
+    changed.map(|(name, _)| name.clone()).collect()
 }
 
 fn take_batch(state: &mut State, key: &str, record: Option<&Batch>) -> Option<Arc<str>> {
@@ -238,7 +256,9 @@ fn take_batch(state: &mut State, key: &str, record: Option<&Batch>) -> Option<Ar
             });
             let entry = (name.clone(), Box::from(batch));
             let mut view = BatchView::of(record);
-            view.live = rotation.batches.get(&entry).and_then(|old| old.live).filter(|_| !finished);
+            if !finished && let Some(old) = rotation.batches.get_mut(&entry) {
+                view.live = std::mem::take(&mut old.live);
+            }
             rotation.batches.insert(entry, view);
         }
         None if finished => {

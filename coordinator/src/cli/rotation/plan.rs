@@ -34,7 +34,7 @@ pub(crate) struct ShapeArgs {
     #[arg(long, value_name = "AUTHORITY")]
     pub(crate) to_issuer: Option<String>,
     /// Hosts per wave, cumulative: numbers or shares of hosts
-    #[arg(long, default_value = "1,10%,100%", value_name = "LIST")]
+    #[arg(long, default_value = "1,10%,100%", value_name = "LIST", value_parser = wave_list)]
     pub(crate) waves: String,
 }
 
@@ -159,6 +159,14 @@ pub(super) fn radius(view: &PlanView) -> String {
 /// "1 host", "3 hosts".
 pub(super) fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// A wave list that is sound, as text: an empty one (an unset variable, say) is a mistake.
+fn wave_list(text: &str) -> Result<String, String> {
+    match text.parse::<crate::domain::waves::Waves>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn waves(cumulative: &[u32]) -> String {

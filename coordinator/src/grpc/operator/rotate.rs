@@ -82,6 +82,7 @@ impl OperatorService {
                 "a rotation needs a selection; to mean every host say --host '*'",
             ));
         }
+        let chosen_at_revision = self.catch_up().await?;
         let (wanted, compromised) = self.selection(&wire).await?;
         let chosen = self.choose(&wanted, Some(&orders.waves)).await?;
         // A compromised issuer is tainted even when it has issued nothing that is on record.
@@ -139,6 +140,7 @@ impl OperatorService {
             batches,
             containers,
             endpoints,
+            chosen_at_revision,
             ..Rotation::default()
         };
         let key = keys::rotation(&id);
@@ -181,6 +183,23 @@ impl OperatorService {
             }
         }
         Ok(None)
+    }
+
+    /// Brings the projection to the newest revision there is, and gives that: what
+    /// is on record by now is seen by the choice of targets.
+    async fn catch_up(&self) -> Result<u64, Status> {
+        let last = self.store.get::<Counter>(keys::ROTATIONS).await.map_err(|error| status(&error))?;
+        let (value, commit) = match last {
+            Some(last) => (last.value, Commit::new().at(keys::ROTATIONS, last.revision)),
+            None => (Counter::default(), Commit::new().absent(keys::ROTATIONS)),
+        };
+        let touched =
+            self.store.commit(commit.put(keys::ROTATIONS, &value)).await.map_err(|error| status(&error))?;
+        if self.view.catches_up(touched).await {
+            Ok(touched)
+        } else {
+            Err(Status::unavailable("the coordinator is behind with its records; try again in a moment"))
+        }
     }
 
     /// A number nobody else has, and the revision that says so.

@@ -142,8 +142,7 @@ fn summary(id: &str, view: &RotationView, now: i64) -> Rotation {
     for ((host, _), batch) in &view.batches {
         hosts.insert(host);
         let wave = waves.entry(batch.wave).or_default();
-        let live = batch.live.as_ref().unwrap_or(&batch.counts);
-        for (state, number) in live.iter() {
+        for (state, number) in batch.shown().iter() {
             wave.targets += number;
             all += number;
             if target::is_end(state) {

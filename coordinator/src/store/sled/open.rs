@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// the database: changing it needs an export and an import.
 const SEGMENT: usize = 8 * 1024 * 1024;
 /// Bytes of pages sled keeps in memory.
-const CACHE: u64 = 4 * 1024 * 1024;
+const CACHE: u64 = 16 * 1024 * 1024;
 /// How often sled moves what is left of nearly empty segments, so that the file
 /// stops growing. Durability does not rest on it.
 const TIDY_EVERY: Duration = Duration::from_secs(5);

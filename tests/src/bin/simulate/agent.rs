@@ -48,8 +48,10 @@ impl Fleet {
         times.iter().map(|at| at.saturating_duration_since(start)).collect()
     }
 
-    /// Forgets the orders so far.
-    pub(crate) fn forget_orders(&self) {
+    /// Forgets what was counted so far.
+    pub(crate) fn forget(&self) {
+        self.issued.reset();
+        self.acknowledged.reset();
         self.order_times.lock().expect("no agent panics").clear();
     }
 }
@@ -84,16 +86,19 @@ struct Held {
     facts: Option<CertificateFacts>,
 }
 
-/// Serves until it is aborted; comes back when the coordinator was restarted.
-pub(crate) async fn run(identity: Identity, fleet: Arc<Fleet>, restarting: watch::Receiver<bool>) {
+/// Serves until it is aborted; stays away while `away` says so.
+pub(crate) async fn run(identity: Identity, fleet: Arc<Fleet>, mut away: watch::Receiver<bool>) {
     let mut held = Vec::new();
     loop {
-        let ended = session(&identity, &mut held, &fleet).await;
-        match ended {
-            Err(error) if !*restarting.borrow() => eprintln!("{}: {error:#}", identity.host),
-            Err(_) | Ok(()) => {}
+        if away.wait_for(|away| !away).await.is_err() {
+            return;
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        if let Err(error) = session(&identity, &mut held, &fleet).await
+            && !*away.borrow()
+        {
+            eprintln!("{}: {error:#}", identity.host);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 }
 

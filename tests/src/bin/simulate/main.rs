@@ -65,8 +65,8 @@ fn main() -> anyhow::Result<()> {
 async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
     let patience = Duration::from_secs(options.patience);
     let certificates = options.agents * options.certificates;
-    let program = match options.reseal {
-        Some(program) => program,
+    let program = match &options.reseal {
+        Some(program) => program.clone(),
         None => std::env::current_exe()?.with_file_name("reseal"),
     };
     ensure!(program.exists(), "{} is not built: cargo build --release --bin reseal", program.display());
@@ -77,15 +77,18 @@ async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
         tracing: Some((collector::start().await?, 0.01)),
     })
     .await?;
-    let mut operator = coordinator.operator().await?;
-
     let began = Instant::now();
     let agents = agent::enrol(&coordinator, options.agents).await?;
     println!("enrolled               {} agents in {:.1} s", agents.len(), began.elapsed().as_secs_f64());
 
+    // A process that has done nothing yet: what hosts and records cost is measured against it.
+    coordinator.kill();
+    coordinator.run(&[])?;
+    let mut operator = coordinator.operator().await?;
+    let fresh = settled(coordinator.pid()).await?;
+
     let fleet = Arc::new(Fleet::default());
-    let (restarting, watched) = watch::channel(false);
-    let before = settled(coordinator.pid()).await?;
+    let (away, watched) = watch::channel(false);
     let began = Instant::now();
     let running: Vec<_> = agents
         .into_iter()
@@ -94,53 +97,64 @@ async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
     fleet.connected.wait(options.agents, patience).await.context("not every agent connected")?;
     println!("connected              {} agents in {:.2} s", options.agents, began.elapsed().as_secs_f64());
     let idle = settled(coordinator.pid()).await?;
-    let per_agent = (idle.resident - before.resident) as f64 / options.agents as f64;
+    let per_agent = (idle.resident - fresh.resident) as f64 / options.agents as f64;
     println!("memory per idle agent  {:.1} KB (must: 48)", per_agent / 1e3);
 
     let (cpu, began) = (usage(coordinator.pid())?, Instant::now());
     fleet.declare(options.certificates);
-    fleet.issued.wait(certificates, patience).await.context("first issuance did not finish")?;
-    fleet.acknowledged.wait(options.agents, patience).await.context("not every result was acknowledged")?;
+    everything(&fleet, &options, patience).await.context("first issuance")?;
     phase("first issuance", certificates, bound, began.elapsed(), usage(coordinator.pid())? - cpu);
-    let tracked = settled(coordinator.pid()).await?;
 
-    fleet.issued.reset();
-    fleet.acknowledged.reset();
-    fleet.forget_orders();
-    let (cpu, began) = (usage(coordinator.pid())?, Instant::now());
     let compromised = Selection { compromised_issuer: "a".into(), ..Selection::default() };
-    let id = rotate(&mut operator, compromised, 1).await?;
-    let accepted = Instant::now();
-    fleet.issued.wait(certificates, patience).await.context("the rotation did not finish")?;
-    fleet.acknowledged.wait(options.agents, patience).await.context("not every result was acknowledged")?;
-    let (took, used) = (began.elapsed(), usage(coordinator.pid())? - cpu);
-    let rotation = ended(&mut operator, &id, patience).await?;
-    let state = rotation.state();
-    ensure!(state == RotationState::Completed, "the rotation is {}: {}", state.as_str_name(), rotation.note);
+    let everywhere = Selection { hosts: vec!["*".into()], ..Selection::default() };
+    let mut shares = Vec::new();
+    let mut memory = Vec::new();
+    for (round, selection) in [compromised, everywhere.clone(), everywhere.clone()].into_iter().enumerate() {
+        fleet.forget();
+        let (cpu, began) = (usage(coordinator.pid())?, Instant::now());
+        let id = rotate(&mut operator, selection).await?;
+        let accepted = Instant::now();
+        everything(&fleet, &options, patience).await.context("rotation")?;
+        let (took, used) = (began.elapsed(), usage(coordinator.pid())? - cpu);
+        let rotation = ended(&mut operator, &id, patience).await?;
+        let state = rotation.state();
+        ensure!(state == RotationState::Completed, "{id} is {}: {}", state.as_str_name(), rotation.note);
+        phase(&format!("rotation {}", round + 1), certificates, bound, took, used);
+        shares.push(bound * certificates as f64 / used.cpu.as_secs_f64());
+        if round == 0 {
+            println!(
+                "  accepted             after {:.2} s: chosen, recorded, revealed",
+                (accepted - began).as_secs_f64()
+            );
+            orders("  fan-out under load", &fleet.orders_since(accepted));
+        }
+        memory.push(settled(coordinator.pid()).await?.resident);
+    }
+    let megabytes: Vec<String> = memory.iter().map(|bytes| format!("{:.0}", *bytes as f64 / 1e6)).collect();
     println!(
-        "rotation accepted      after {:.2} s: chosen, recorded, revealed",
-        (accepted - began).as_secs_f64()
+        "memory after each      {} MB in all, with every session open (flat: no growth)",
+        megabytes.join(", ")
     );
-    phase("rotation", certificates, bound, took, used);
-    orders("fan-out under load", &fleet.orders_since(accepted));
-    let after = settled(coordinator.pid()).await?;
 
-    // Everything again from the disk: what the records cost without the traces of the burst.
-    restarting.send_replace(true);
+    // Everything again from the disk, nobody connected: what the records cost.
+    away.send_replace(true);
     coordinator.kill();
-    fleet.connected.reset();
     coordinator.run(&[])?;
     let mut operator = coordinator.operator().await?;
+    let records = settled(coordinator.pid()).await?;
+    let per_certificate = (records.resident - fresh.resident) as f64 / certificates as f64;
+    println!("memory per certificate {per_certificate:.0} B (must: 800)");
+    fleet.connected.reset();
+    away.send_replace(false);
     let began = Instant::now();
     fleet.connected.wait(options.agents, patience).await.context("not every agent came back")?;
     println!("back after a kill -9   {} agents in {:.2} s", options.agents, began.elapsed().as_secs_f64());
-    let restarted = settled(coordinator.pid()).await?;
-    restarting.send_replace(false);
+    settled(coordinator.pid()).await?;
 
     // A wave that has nothing to do but to arrive: the agents only note the time.
     fleet.pause_work();
-    fleet.forget_orders();
-    rotate(&mut operator, Selection { hosts: vec!["*".into()], ..Selection::default() }, 2).await?;
+    fleet.forget();
+    rotate(&mut operator, everywhere).await?;
     let accepted = Instant::now();
     let deadline = accepted + patience;
     while fleet.orders_since(accepted).len() < options.agents {
@@ -148,19 +162,7 @@ async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     orders("fan-out, idle fleet", &fleet.orders_since(accepted));
-
-    let per_certificate = |memory: &Usage| (memory.resident - idle.resident) as f64 / certificates as f64;
-    println!(
-        "memory per certificate {:.0} B after the first issuance, {:.0} B after the rotation, {:.0} B after the restart (must: 800)",
-        per_certificate(&tracked),
-        per_certificate(&after),
-        per_certificate(&restarted)
-    );
-    println!(
-        "memory in all          {:.1} MB; store {:.1} MB on disk",
-        after.resident as f64 / 1e6,
-        directory_bytes(&coordinator.data()) as f64 / 1e6
-    );
+    println!("store                  {:.1} MB on disk", directory_bytes(&coordinator.data()) as f64 / 1e6);
     if options.json {
         println!(
             "{}",
@@ -168,12 +170,10 @@ async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
                 "agents": options.agents,
                 "certificates": certificates,
                 "crypto_bound_us": bound * 1e6,
-                "rotation_seconds": took.as_secs_f64(),
-                "coordinator_us_per_certificate": used.cpu.as_secs_f64() * 1e6 / certificates as f64,
-                "share_of_bound": bound * certificates as f64 / used.cpu.as_secs_f64(),
+                "share_of_bound": shares,
                 "bytes_per_agent": per_agent,
-                "bytes_per_certificate": per_certificate(&after),
-                "bytes_per_certificate_restarted": per_certificate(&restarted),
+                "bytes_per_certificate": per_certificate,
+                "resident_after_rotations": memory,
             })
         );
     }
@@ -183,15 +183,23 @@ async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn rotate(operator: &mut Operator, selection: Selection, key: u8) -> anyhow::Result<String> {
+async fn rotate(operator: &mut Operator, selection: Selection) -> anyhow::Result<String> {
+    let mut idempotency_key = vec![0; 16];
+    aws_lc_rs::rand::fill(&mut idempotency_key).ok().context("no random bytes")?;
     let request = RotateRequest {
         selection: Some(selection),
         reason: "benchmark".into(),
         waves: "100%".into(),
-        idempotency_key: vec![key; 16],
+        idempotency_key,
         ..RotateRequest::default()
     };
     Ok(operator.rotate(request).await?.into_inner().id)
+}
+
+/// Every certificate arrived, every result was taken.
+async fn everything(fleet: &Fleet, options: &Options, patience: Duration) -> anyhow::Result<()> {
+    fleet.issued.wait(options.agents * options.certificates, patience).await?;
+    fleet.acknowledged.wait(options.agents, patience).await
 }
 
 async fn ended(operator: &mut Operator, id: &str, patience: Duration) -> anyhow::Result<Rotation> {
