@@ -2,9 +2,6 @@
 //!
 //! Everything is in the library; `reseal::cli` is where it begins.
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> std::process::ExitCode {
     reseal::cli::main()
 }
