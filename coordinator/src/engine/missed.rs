@@ -13,7 +13,7 @@ use super::Turn;
 use crate::domain::selection::{self, IssuerKey};
 use crate::domain::{rotation, target};
 use crate::issuance::profile::serial;
-use crate::store::record::{Batch, Inventory};
+use crate::store::record::{Batch, Inventory, Rotation};
 use crate::store::{AuditDraft, Commit, StoreError, keys};
 
 /// Adds what was missed.
@@ -21,7 +21,8 @@ pub(super) async fn add(turn: &Turn<'_>) -> Result<(), StoreError> {
     let mut moved = turn.engine.view.take_moved();
     while let Some(host) = moved.pop_first() {
         for wanted in concerned(turn, &host) {
-            if let Err(error) = look(turn, &host, &wanted).await {
+            let looked = super::pass_over(&host, look(turn, &host, &wanted).await);
+            if let Err(error) = looked {
                 moved.insert(host);
                 turn.engine.view.put_moved(moved);
                 return Err(error);
@@ -111,7 +112,15 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
             outcome: "done".into(),
             detail: format!("{} targets found on host {host}", chunk.len()),
         };
-        store.commit(Commit::new().lease(turn.lease).absent(&key).put(&key, &record).audit(draft)).await?;
+        // With the rotation's own record: whoever would complete it meanwhile has to look again.
+        let rotation_key = keys::rotation(&wanted.rotation);
+        let Some(mut rotation) = store.get::<Rotation>(&rotation_key).await? else { return Ok(()) };
+        if !rotation::accepts_work(rotation.value.state()) {
+            return Ok(());
+        }
+        rotation.value.batches += 1;
+        let commit = Commit::new().lease(turn.lease).absent(&key).put(&key, &record).audit(draft);
+        store.commit(commit.at(&rotation_key, rotation.revision).put(&rotation_key, &rotation.value)).await?;
     }
     Ok(())
 }

@@ -117,6 +117,18 @@ impl Engine {
     }
 }
 
+/// An error that is about one host's records is told and passed over; one that is
+/// about the store or the lease, or that looking again mends, is handed on.
+fn pass_over(host: &str, result: Result<(), StoreError>) -> Result<(), StoreError> {
+    match result {
+        Err(error @ (StoreError::Limit { .. } | StoreError::Record(_))) => {
+            tracing::error!(host, %error, "what is due on this host cannot be recorded");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
 impl Turn<'_> {
     /// Is work of this rotation still to be done?
     fn is_live(&self, rotation: &str) -> bool {
@@ -124,8 +136,9 @@ impl Turn<'_> {
     }
 
     async fn take(&self, by_clock: bool) -> Result<(), StoreError> {
-        rotations::step(self).await?;
+        // What was missed first: a rotation must not complete over it.
         missed::add(self).await?;
+        rotations::step(self).await?;
         if by_clock {
             stragglers::mark(self).await?;
             overdue::fail(self).await?;

@@ -57,19 +57,22 @@ fn overdue(turn: &Turn<'_>) -> Vec<(String, String)> {
             continue;
         }
         let Some(connected) = turn.engine.presence.show(name) else { continue };
-        for open in &host.open {
-            let ordered_at = match open.rotation.map(|number| state.rotations.get(&number)) {
-                None => connected.since,
+        // An agent works on one batch after the other: only the first one is waited for.
+        let ordered = host.open.iter().find_map(|open| {
+            match open.rotation.map(|number| state.rotations.get(&number)) {
+                None => Some((open, 0)),
                 Some(Some(rotation))
                     if rotation::accepts_work(rotation.state) && open.wave <= rotation.wave =>
                 {
-                    rotation.record.wave_at.max(connected.since)
+                    Some((open, rotation.record.wave_at))
                 }
-                Some(_) => continue,
-            };
-            if turn.now >= ordered_at + PATIENCE {
-                found.push((name.to_string(), open.batch.to_string()));
+                Some(_) => None,
             }
+        });
+        if let Some((open, ordered_at)) = ordered
+            && turn.now >= ordered_at.max(connected.since).max(host.last_finished) + PATIENCE
+        {
+            found.push((name.to_string(), open.batch.to_string()));
         }
     }
     found

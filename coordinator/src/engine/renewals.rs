@@ -24,7 +24,10 @@ pub(super) async fn order(turn: &Turn<'_>) -> Result<(), StoreError> {
     let due = due_hosts(turn);
     for group in due.chunks(TOGETHER) {
         let orders = group.iter().map(|host| order_host(turn, host));
-        futures_util::future::try_join_all(orders).await?;
+        for (host, ordered) in group.iter().zip(futures_util::future::join_all(orders).await) {
+            // What is wrong with one host must not hold up the others.
+            super::pass_over(&host.name, ordered)?;
+        }
     }
     Ok(())
 }

@@ -177,6 +177,8 @@ impl Session {
 
     async fn serve(&mut self, hello: &Hello, slot: &Slot) -> Result<(), Status> {
         // Boxed throughout: ten thousand idle sessions should not each keep room for the busiest moment.
+        // It may have been banned between the opening of the stream and its Hello.
+        Box::pin(self.recheck()).await?;
         Box::pin(self.greet(hello)).await?;
         Box::pin(self.order()).await?;
         loop {

@@ -27,6 +27,7 @@ pub(crate) fn status(error: &StoreError) -> Status {
 /// What a failed issuance is to an agent.
 pub(crate) fn issuance_status(error: &IssuanceError) -> Status {
     let code = match error {
+        IssuanceError::Host(_) => Code::PermissionDenied,
         IssuanceError::Batch { .. } | IssuanceError::Authority { .. } | IssuanceError::NoAuthority => {
             Code::FailedPrecondition
         }

@@ -22,6 +22,10 @@ const MAX_FINDINGS: usize = 100;
 const MAX_TRUST_STORES: usize = 200;
 /// An installation's record at most, bytes.
 const MAX_INSTALLATION_BYTES: usize = 40 * 1024;
+/// Bytes of an installation's id and label, and of a key identifier, at most.
+const MAX_ID: usize = 600;
+const MAX_LABEL: usize = 300;
+const MAX_KEY_ID: usize = 64;
 /// Installations in one chunk, and bytes.
 const CHUNK: usize = 50;
 const CHUNK_BYTES: usize = 48 * 1024;
@@ -90,6 +94,12 @@ impl Inventories {
             installations.remove(removed);
         }
         for installation in delta.upserted {
+            if let Some(field) = too_long(&installation) {
+                let id: String = installation.id.chars().take(120).collect();
+                return Err(Status::invalid_argument(format!(
+                    "installation {id} of host {host} has a {field} that is too long"
+                )));
+            }
             if installation.encoded_len() > MAX_INSTALLATION_BYTES {
                 let id: String = installation.id.chars().take(120).collect();
                 return Err(Status::invalid_argument(format!(
@@ -130,6 +140,24 @@ impl Inventories {
     async fn head(&self, host: &str) -> Result<Option<Head>, Status> {
         let head = self.store.get::<Head>(&keys::inventory(host, 0)).await.map_err(|error| status(&error))?;
         Ok(head.map(|head| head.value))
+    }
+}
+
+/// A field that other records copy, and that is longer than they have room for.
+fn too_long(installation: &Installation) -> Option<&'static str> {
+    let facts = installation.certificate.as_ref();
+    let key = |bytes: Option<&Vec<u8>>| bytes.is_some_and(|bytes| bytes.len() > MAX_KEY_ID);
+    if installation.id.len() > MAX_ID || installation.id.is_empty() {
+        Some("path")
+    } else if installation.label.len() > MAX_LABEL {
+        Some("label")
+    } else if key(facts.map(|facts| &facts.authority_key_id))
+        || key(facts.map(|facts| &facts.issuer_spki_sha256))
+        || key(facts.map(|facts| &facts.fingerprint))
+    {
+        Some("certificate's key identifier or fingerprint")
+    } else {
+        None
     }
 }
 

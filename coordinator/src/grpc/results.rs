@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use prost::Message as _;
 use reseal_proto::facts::{self, sha256};
 use reseal_proto::identity::{Identity, Role};
-use reseal_proto::v1::{self, EvidencePayload, Failure, Stage, TargetState};
+use reseal_proto::v1::{self, EvidencePayload, Failure, Grade, Stage, TargetState};
 use tonic::Status;
 
 use super::convert::{chain, status};
@@ -55,30 +55,29 @@ impl Results {
         for _ in 0..5 {
             let Some(record) = self.store.get::<Batch>(&key).await.map_err(|error| status(&error))? else {
                 // Removed long ago: the agent may forget it too.
-                return Ok(false);
+                return self.inventory_alone(host, result.inventory).await;
             };
             let (batch, revision) = (record.value, record.revision);
             let Some(finished) = self.finish(host, batch, &payload, &result).await? else {
-                return Ok(false);
+                return self.inventory_alone(host, result.inventory).await;
             };
             point("results.before_commit");
-            let mut commit = Commit::new().at(&key, revision).put(&key, &finished);
+            let mut commit = Commit::new();
             let mut wanted = false;
-            let mut rest = Vec::new();
             if let Some(delta) = result.inventory.clone() {
                 match self.inventories.merge(host, delta).await? {
-                    Some(mut commits) if commits.len() == 1 => {
-                        commit = commits.remove(0).at(&key, revision).put(&key, &finished);
+                    // The head comes with the batch, so that neither is seen without the other.
+                    Some(mut commits) => {
+                        commit = commits.pop().unwrap_or_default();
+                        for chunks in commits {
+                            self.store.commit(chunks).await.map_err(|error| status(&error))?;
+                        }
                     }
-                    Some(commits) => rest = commits,
                     None => wanted = true,
                 }
             }
-            match self.store.commit(commit).await {
+            match self.store.commit(commit.at(&key, revision).put(&key, &finished)).await {
                 Ok(_) => {
-                    for commit in rest {
-                        self.store.commit(commit).await.map_err(|error| status(&error))?;
-                    }
                     point("results.after_commit");
                     self.metrics.finished(&finished);
                     return Ok(wanted);
@@ -91,6 +90,14 @@ impl Results {
             "batch {} of host {host} keeps changing; send the result again",
             result.batch
         )))
+    }
+
+    /// The result adds nothing, but what came with it may.
+    async fn inventory_alone(&self, host: &str, delta: Option<v1::InventoryDelta>) -> Result<bool, Status> {
+        match delta {
+            Some(delta) => Ok(!self.inventories.apply(host, delta).await?),
+            None => Ok(false),
+        }
     }
 
     /// The payload, once its signature and its claims about itself hold.
@@ -164,6 +171,16 @@ impl Results {
                 map.entry(&leaf.installation).or_insert_with(BTreeSet::new).insert(sha256(&leaf.certificate));
                 map
             });
+        for (at, proof) in payload.targets.iter().enumerate() {
+            let ours = batch.targets.iter().any(|target| target.installation == proof.installation);
+            let twice = payload.targets[..at].iter().any(|before| before.installation == proof.installation);
+            if !ours || twice {
+                return Err(Status::invalid_argument(format!(
+                    "result of batch {} from host {host} speaks of a target that is not in it, or twice of one",
+                    result.batch
+                )));
+            }
+        }
         let proofs: BTreeMap<&str, &v1::TargetProof> =
             payload.targets.iter().map(|proof| (proof.installation.as_str(), proof)).collect();
         let mut changed = false;
@@ -237,7 +254,11 @@ fn judge(
         return (TargetState::Failed, Some(failure("not-served", reason)), 0);
     }
     match proof.state() {
-        state if target::is_end(state) => (state, proof.failure.clone(), proof.grade),
+        state if target::is_end(state) => {
+            // Without an endpoint nobody has seen it served.
+            let most = if proof.endpoints.is_empty() { Grade::ReloadObserved } else { Grade::PeerObserved };
+            (state, proof.failure.clone(), proof.grade.min(most.into()))
+        }
         state => (
             TargetState::Failed,
             Some(failure("not-finished", format!("the agent left it {}", state.as_str_name()))),

@@ -32,7 +32,7 @@ use crate::domain::csr::{self, Request};
 use crate::domain::policy::Policy;
 use crate::domain::{Now, rotation};
 use crate::fail::point;
-use crate::store::record::{self, Authority, Batch, Host, Issued};
+use crate::store::record::{self, Authority, Batch, Host, HostState, Issued};
 use crate::store::{AuditDraft, Commit, Store, StoreError, Versioned, keys};
 
 /// A guard may fail because something else was committed; this often we look again.
@@ -51,6 +51,9 @@ pub enum IssuanceError {
         /// Such as "is not on record".
         why: String,
     },
+    /// Banned or removed.
+    #[error("host {0} is not enrolled (any more): nothing is issued for it")]
+    Host(String),
     /// No authority can sign.
     #[error("authority {name} is {state}: it does not issue; see `reseal authority list`")]
     Authority {
@@ -96,6 +99,8 @@ pub struct Issuance {
 /// guards of the commit, or dropped by [`Issuance::forget`].
 #[derive(Default)]
 struct Cache {
+    /// Raised whenever something is forgotten: what was read before is not kept.
+    generation: u64,
     builtin: Option<Arc<Builtin>>,
     policies: Option<Arc<[Policy]>>,
 }
@@ -108,7 +113,8 @@ impl Issuance {
 
     /// Policies or authorities changed: read them again before the next use.
     pub fn forget(&self) {
-        *self.cache.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Cache::default();
+        let mut cache = self.cache.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *cache = Cache { generation: cache.generation + 1, ..Cache::default() };
     }
 
     /// Issues for the CSRs of one message of a batch; refusals of single CSRs are in the answer.
@@ -142,12 +148,20 @@ impl Issuance {
         parsed: &[Result<Request, csr::CsrError>],
     ) -> Result<v1::Chains, IssuanceError> {
         let (batch, revision) = self.ordered_batch(host, batch_name).await?;
-        let labels = self.store.get::<Host>(&keys::host(host)).await?.map(|host| host.value.labels);
+        let host_key = keys::host(host);
+        let Some(record) = self
+            .store
+            .get::<Host>(&host_key)
+            .await?
+            .filter(|record| record.value.state() == HostState::Enrolled)
+        else {
+            return Err(IssuanceError::Host(host.to_owned()));
+        };
         let policies = self.policies().await?;
         let earlier = self.store.range::<Issued>(&keys::issued_of(host, batch_name)).await?;
         let applicant = Applicant {
             host,
-            labels: &labels.unwrap_or_default(),
+            labels: &record.value.labels,
             policies: &policies,
             batch: &batch,
             used: earlier
@@ -168,6 +182,7 @@ impl Issuance {
             Commit::new()
                 .at(keys::batch(host, batch_name), revision)
                 .at(keys::authority(&builtin.name), builtin.revision)
+                .at(&host_key, record.revision)
         };
         // The same keys again: the answer was lost, or the process died before there was one.
         let mut before = earlier.iter().find(|(path, _)| *path == key).map(|(_, issued)| issued.revision);
@@ -234,9 +249,12 @@ impl Issuance {
         if let Some(policies) = self.cached(|cache| cache.policies.clone()) {
             return Ok(policies);
         }
+        let generation = self.cached(|cache| Some(cache.generation));
         let policies: Arc<[Policy]> = load_policies(&self.store).await?.into();
-        self.cache.write().unwrap_or_else(std::sync::PoisonError::into_inner).policies =
-            Some(policies.clone());
+        let mut cache = self.cache.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if Some(cache.generation) == generation {
+            cache.policies = Some(policies.clone());
+        }
         Ok(policies)
     }
 

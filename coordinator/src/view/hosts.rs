@@ -23,6 +23,8 @@ pub struct HostView {
     pub issuers: Vec<SeenIssuer>,
     /// Unfinished batches.
     pub open: Vec<OpenBatch>,
+    /// When its newest result arrived.
+    pub last_finished: i64,
     /// Renewals wait until then after a failure.
     pub renewals_after: i64,
     /// Failed renewals in a row.

@@ -65,32 +65,32 @@ impl View {
             while let Some(more) = watch.ready() {
                 hints.push(more);
             }
-            let mut keys: Vec<Arc<str>> = Vec::with_capacity(hints.len());
+            let mut written: Vec<Arc<str>> = Vec::with_capacity(hints.len());
             let (mut resync, mut newest) = (false, 0);
             for hint in hints {
                 match hint {
                     Hint::Key { key, revision } => {
                         newest = newest.max(revision);
-                        keys.push(key);
+                        written.push(key);
                     }
                     Hint::Resync => resync = true,
                 }
             }
-            keys.sort();
-            keys.dedup();
-            let busy = keys.len() > BUSY;
+            // Inventories before batches: what a result has changed on its host is seen before its end.
+            written.sort_by_key(|key| (!key.starts_with(keys::INVENTORIES), key.clone()));
+            written.dedup();
+            let busy = written.len() > BUSY;
             let result = if resync {
                 forget();
                 self.load(&store).await
             } else {
-                self.refresh(&store, &keys, &forget).await
+                self.refresh(&store, &written, &forget).await
             };
-            if let Err(error) = result {
+            let mut failed = result;
+            while let Err(error) = failed {
                 tracing::error!(%error, "cannot follow the store; reading it again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                if let Err(error) = self.load(&store).await {
-                    tracing::error!(%error, "cannot read the store");
-                }
+                failed = self.load(&store).await;
             }
             self.write(|state| state.seen = state.seen.max(newest));
             self.bump();
@@ -127,7 +127,12 @@ impl View {
                 let name: Arc<str> = Arc::from(key.trim_start_matches(keys::HOSTS));
                 self.write(|state| match &record {
                     Some(record) => state.hosts.entry(name.clone()).or_default().take_record(Some(record)),
-                    None => drop(state.hosts.remove(&name)),
+                    // Its open batches stay open: the host may come back under its name.
+                    None => {
+                        if let Some(host) = state.hosts.get_mut(&name) {
+                            host.take_record(None);
+                        }
+                    }
                 });
                 self.wake([name]);
             } else if key.starts_with(keys::INVENTORIES) {
@@ -237,6 +242,9 @@ fn take_batch(state: &mut State, key: &str, record: Option<&Batch>) -> Option<Ar
     };
     let rotation = rotation_number(&record.rotation);
     let finished = record.finished_at != 0;
+    if finished {
+        host.last_finished = host.last_finished.max(record.finished_at);
+    }
     match (was_open, finished) {
         (None, false) => {
             host.open.push(OpenBatch { batch: batch.into(), rotation, wave: record.wave });

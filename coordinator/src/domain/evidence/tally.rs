@@ -222,9 +222,9 @@ fn newest<'a>(batches: &'a [Read<'a>]) -> (BTreeMap<Key<'a>, Proof<'a>>, u64) {
         for target in &batch.payload.targets {
             results += 1;
             let key = (batch.record.host.as_str(), target.installation.as_str());
-            let at = batch.countersignature.received_at;
-            let older = newest.get(&key).is_none_or(|(before, _)| before.countersignature.received_at <= at);
-            if older {
+            // By when the work began: a result that was sent again late is not newer work.
+            let at = |read: &Read<'_>| (read.payload.started_at, read.countersignature.received_at);
+            if newest.get(&key).is_none_or(|(before, _)| at(before) <= at(batch)) {
                 newest.insert(key, (batch, target));
             }
         }
