@@ -16,12 +16,15 @@ use tracing::info;
 
 use crate::discover::{Consumer, Host, Installation, finding};
 use crate::install::Files;
-use crate::target::{Tools, endpoints_of};
+use crate::target::{Tools, endpoints_of, unseen};
 use crate::verify::{self, Expected, VerifyError};
 
 const CONCURRENT: usize = 4;
 /// The file may change while we look (a renewal is under way): looked at anew.
 const ROUND: Duration = Duration::from_secs(5);
+
+/// What still waits for its proof is looked at this often, if it runs.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Follows the picture of the host for ever.
 pub async fn run(tools: Tools) {
@@ -39,8 +42,15 @@ pub async fn run(tools: Tools) {
                 });
             }
         }
-        if host.changed().await.is_err() {
-            return;
+        // A consumer may have started while its batch was still under way: nobody waited yet.
+        let waiting = tools.unserved.installations();
+        tokio::select! {
+            changed = host.changed() => if changed.is_err() {
+                return;
+            },
+            () = tokio::time::sleep(AGAIN), if !waiting.is_empty() => {
+                seen.retain(|(installation, _), _| !waiting.contains(installation));
+            }
         }
     }
 }
@@ -141,6 +151,9 @@ async fn prove(tools: &Tools, installation: &Installation) {
     else {
         return;
     };
+    if unseen(&consumers) {
+        return;
+    }
     let expected = Expected { fingerprint, anchors: Some(&anchors) };
     let deadline = Instant::now() + tools.config.verify_timeout;
     let (proofs, outcome) = verify::endpoints(&endpoints_of(&consumers), expected, deadline).await;

@@ -68,6 +68,15 @@ impl Unserved {
         self.store(&mut batches);
     }
 
+    /// Installations that wait for a proof.
+    pub fn installations(&self) -> std::collections::BTreeSet<String> {
+        let held = self.held();
+        let waits =
+            |proof: &&TargetProof| proof.state() == TargetState::Unserved && proof.grade() != Grade::Unknown;
+        let waiting = held.iter().flat_map(proofs).filter(waits);
+        waiting.map(|proof| proof.installation.clone()).collect()
+    }
+
     /// Does a target wait for this certificate to be seen?
     pub fn waits(&self, installation: &str, fingerprint: &[u8]) -> bool {
         self.held().iter().flat_map(proofs).any(|proof| waits_for(proof, installation, fingerprint))

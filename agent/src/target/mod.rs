@@ -51,6 +51,12 @@ pub struct Tools {
 
 pub use error::TargetError;
 
+/// Is there a running consumer that is declared to serve and that nobody can dial?
+/// Every one of them must have been seen before anything is proved.
+pub fn unseen(consumers: &[Consumer]) -> bool {
+    consumers.iter().any(|consumer| consumer.running && consumer.serves && consumer.endpoints.is_empty())
+}
+
 /// What the coordinator answered to one CSR.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -270,11 +276,7 @@ impl Target<'_> {
 
     fn judge(&self, consumers: &[Consumer], shown: &Shown) -> (TargetState, Grade) {
         let client_only = self.installation.wanted.usage == Usage::Client;
-        // Every running consumer that is declared to serve must have been seen serving.
-        let unseen = consumers
-            .iter()
-            .any(|consumer| consumer.running && consumer.serves && consumer.endpoints.is_empty());
-        match (shown.endpoints.is_empty() || unseen, shown.reloads.is_empty()) {
+        match (shown.endpoints.is_empty() || unseen(consumers), shown.reloads.is_empty()) {
             (false, _) => (TargetState::Verified, Grade::Probe),
             (true, false) if client_only => (TargetState::Verified, Grade::ReloadObserved),
             (true, false) => (TargetState::Unserved, Grade::ReloadObserved),
