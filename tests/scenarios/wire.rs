@@ -11,8 +11,8 @@ use reseal_proto::v1::{
 };
 use reseal_tests::product::Binaries;
 use reseal_tests::wire::{
-    Coordinator, Identity, Operator, Puppet, Settings, an_ack, an_order, chains, csr, facts_of, installation,
-    inventory, now, open_token,
+    Collector, Coordinator, Identity, Operator, Puppet, Settings, an_ack, an_order, chains, csr, facts_of,
+    installation, inventory, now, open_token,
 };
 use tonic::Code;
 
@@ -539,5 +539,36 @@ fn a_role_allows_what_it_says() -> Result<()> {
             .context("still in")?;
         ensure!(refusal.code() == Code::PermissionDenied, "{refusal}");
         Ok(())
+    })
+}
+
+#[test]
+fn one_trace_leads_from_the_command_to_the_order_on_the_host() -> Result<()> {
+    runtime().block_on(async {
+        let (collector, endpoint) = Collector::start().await?;
+        let coordinator =
+            Coordinator::start(Settings { tracing: Some((endpoint.clone(), 1.0)), ..settings()? }).await?;
+        let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
+        let mut session = puppet.connect().await?;
+        puppet.serve(&mut session).await?;
+        let mut rotate = coordinator.reseal(&[
+            "rotate",
+            "--compromised-issuer",
+            "a",
+            "--reason",
+            "traced",
+            "--yes",
+            "--detach",
+        ]);
+        let rotate = rotate.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).output()?;
+        ensure!(rotate.status.success(), "{}", String::from_utf8_lossy(&rotate.stderr));
+        let order = puppet.serve(&mut session).await?;
+        let trace = order.traceparent.split('-').nth(1).context("the order carries no trace")?.to_owned();
+        until("spans of both programs in the order's trace", 30, async || {
+            let seen = collector.seen();
+            let has = |service: &str| seen.iter().any(|(from, id, _)| from == service && *id == trace);
+            Ok((has("reseal") && has("reseal-coordinator")).then_some(()))
+        })
+        .await
     })
 }

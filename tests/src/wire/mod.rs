@@ -5,9 +5,11 @@
 //! wrong moment) is tried from here, and the fleet simulator measures from here.
 
 mod agent;
+mod collector;
 mod coordinator;
 mod puppet;
 
 pub use agent::{Identity, Session, csr, facts_of, installation, inventory, now, open_token};
+pub use collector::{Collector, Seen};
 pub use coordinator::{Coordinator, Operator, Settings};
 pub use puppet::{Puppet, an_ack, an_order, chains};

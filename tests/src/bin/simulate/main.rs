@@ -13,7 +13,6 @@
 //! ```
 
 mod agent;
-mod collector;
 mod figures;
 
 use std::path::PathBuf;
@@ -23,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use reseal_proto::v1::{RotateRequest, Rotation, RotationRequest, RotationState, Selection};
-use reseal_tests::wire::{Coordinator, Operator, Settings};
+use reseal_tests::wire::{Collector, Coordinator, Operator, Settings};
 use tokio::sync::watch;
 
 use agent::Fleet;
@@ -74,7 +73,7 @@ async fn run(options: Options, bound: f64) -> anyhow::Result<()> {
         program,
         fleet: "simulated".into(),
         log_level: "warn".into(),
-        tracing: Some((collector::start().await?, 0.01)),
+        tracing: Some((Collector::start().await?.1, 0.01)),
     })
     .await?;
     let began = Instant::now();
