@@ -12,7 +12,7 @@ use prost::Message as _;
 use reseal_proto::facts::{self, sha256};
 use reseal_proto::identity::{Identity, Role};
 use reseal_proto::v1::{self, EvidencePayload, Failure, Grade, Stage, TargetState};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::convert::{chain, status};
 use super::inventory::Inventories;
@@ -24,7 +24,7 @@ use crate::issuance::IssuanceError;
 use crate::issuance::control::ControlPlane;
 use crate::metrics::Metrics;
 use crate::store::record::{Batch, Issued};
-use crate::store::{Commit, Store, keys};
+use crate::store::{Commit, Store, StoreError, keys};
 
 /// Takes reports into the store. Cheap to clone.
 #[derive(Clone)]
@@ -50,16 +50,33 @@ impl Results {
         peer: &PeerIdentity,
         result: v1::BatchResult,
     ) -> Result<bool, Status> {
-        let payload = self.authentic(host, peer, &result)?;
+        match self.record(host, peer, &result).await {
+            // It would be sent again for ever, and never be taken.
+            Err(refusal) if refusal.code() == Code::OutOfRange => {
+                self.give_up(host, &result.batch, refusal.message()).await?;
+                self.inventory_alone(host, result.inventory).await
+            }
+            other => other,
+        }
+    }
+
+    /// Takes it. `OutOfRange`: it is of this host, and unusable for good.
+    async fn record(
+        &self,
+        host: &str,
+        peer: &PeerIdentity,
+        result: &v1::BatchResult,
+    ) -> Result<bool, Status> {
+        let payload = self.authentic(host, peer, result)?;
         let key = keys::batch(host, &result.batch);
         for _ in 0..5 {
             let Some(record) = self.store.get::<Batch>(&key).await.map_err(|error| status(&error))? else {
                 // Removed long ago: the agent may forget it too.
-                return self.inventory_alone(host, result.inventory).await;
+                return self.inventory_alone(host, result.inventory.clone()).await;
             };
             let (batch, revision) = (record.value, record.revision);
-            let Some(finished) = self.finish(host, batch, &payload, &result).await? else {
-                return self.inventory_alone(host, result.inventory).await;
+            let Some(finished) = self.finish(host, batch, &payload, result).await? else {
+                return self.inventory_alone(host, result.inventory.clone()).await;
             };
             point("results.before_commit");
             let mut commit = Commit::new();
@@ -83,6 +100,7 @@ impl Results {
                     return Ok(wanted);
                 }
                 Err(error) if error.is_conflict() => {}
+                Err(error @ StoreError::Limit { .. }) => return Err(Status::out_of_range(chain(&error))),
                 Err(error) => return Err(status(&error)),
             }
         }
@@ -90,6 +108,31 @@ impl Results {
             "batch {} of host {host} keeps changing; send the result again",
             result.batch
         )))
+    }
+
+    /// Fails what is open in a batch whose result cannot be taken.
+    async fn give_up(&self, host: &str, batch: &str, why: &str) -> Result<(), Status> {
+        let key = keys::batch(host, batch);
+        let Some(record) = self.store.get::<Batch>(&key).await.map_err(|error| status(&error))? else {
+            return Ok(());
+        };
+        let (mut batch, revision) = (record.value, record.revision);
+        if batch.finished_at != 0 {
+            return Ok(());
+        }
+        tracing::error!(host, batch = %key, why, "a result cannot be taken");
+        for target in &mut batch.targets {
+            if let Ok(state) = target::apply(target.state(), Event::Report(TargetState::Failed)) {
+                target.set_state(state);
+                target.failure = Some(failure("result-refused", why.chars().take(500).collect()));
+            }
+        }
+        batch.finished_at = (self.now)();
+        self.store
+            .commit(Commit::new().at(&key, revision).put(&key, &batch))
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(())
     }
 
     /// The result adds nothing, but what came with it may.
@@ -113,6 +156,7 @@ impl Results {
         if result.identity != peer.certificate {
             self.former_identity(host, &result.identity).map_err(refuse)?;
         }
+        // Evidence is judged at the time it was taken: an expired signer would spoil the whole file.
         let certificate = facts::parse(&result.identity).map_err(|error| refuse(chain(&error)))?;
         let key = UnparsedPublicKey::new(
             &ECDSA_P256_SHA256_ASN1,
@@ -124,6 +168,12 @@ impl Results {
             EvidencePayload::decode(&result.payload[..]).map_err(|error| refuse(error.to_string()))?;
         if payload.host != host || payload.batch != result.batch || payload.fleet != self.control.fleet {
             return Err(refuse(format!("it speaks of host {:?}, batch {:?}", payload.host, payload.batch)));
+        }
+        if certificate.validity().not_after.timestamp() < (self.now)() {
+            return Err(Status::out_of_range(format!(
+                "the result of batch {} was signed by an identity of host {host} that has expired since",
+                result.batch
+            )));
         }
         if payload.targets.len() > target::PER_BATCH {
             return Err(refuse(format!("{} targets are too many", payload.targets.len())));
@@ -139,10 +189,6 @@ impl Results {
             .verify_signature(Some(ca.public_key()))
             .map_err(|_| "its identity is not of this fleet's CA".to_owned())?;
         let identity = Identity::of_certificate(certificate).map_err(|error| error.to_string())?;
-        // Evidence is judged at the time it was taken: an expired signer would spoil the whole file.
-        if parsed.validity().not_after.timestamp() < (self.now)() {
-            return Err("the identity that signed it has expired; sign it again with the current one".into());
-        }
         if identity.fleet == self.control.fleet && identity.role == Role::Host(host.to_owned()) {
             Ok(())
         } else {
@@ -175,8 +221,8 @@ impl Results {
             let ours = batch.targets.iter().any(|target| target.installation == proof.installation);
             let twice = payload.targets[..at].iter().any(|before| before.installation == proof.installation);
             if !ours || twice {
-                return Err(Status::invalid_argument(format!(
-                    "result of batch {} from host {host} speaks of a target that is not in it, or twice of one",
+                return Err(Status::out_of_range(format!(
+                    "the result of batch {} from host {host} speaks of a target that is not in it, or twice of one",
                     result.batch
                 )));
             }

@@ -360,20 +360,24 @@ mod tests {
     async fn nobody_is_shown_what_is_not_durable() {
         let home = tempfile::tempdir().expect("a directory");
         let engine = Arc::new(Sled::create(&home.path().join("store"), "c1", 0).expect("new"));
-        let writer = Arc::clone(&engine);
+        let (writer, enough) = (Arc::clone(&engine), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+        let stop = Arc::clone(&enough);
         let writing = std::thread::spawn(move || {
-            for round in 0..300u32 {
+            let mut round = 0u32;
+            while !stop.load(Ordering::Relaxed) {
                 let write = match round % 3 {
                     2 => Write::Delete("k/1".to_owned()),
                     _ => Write::Put("k/1".to_owned(), round.to_be_bytes().to_vec()),
                 };
                 let member = Member { writes: vec![write], ..Member::default() };
                 writer.commit_now(vec![member]).expect("works");
+                round += 1;
             }
         });
         let mut seen = std::collections::BTreeSet::new();
         let mut deleted = 0;
-        while !writing.is_finished() {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while (seen.len() <= 20 || deleted == 0) && std::time::Instant::now() < deadline {
             let entry = engine.get("k/1").await.expect("works");
             let after_get = engine.settled.borrow().revision;
             let page = engine.page("k/", None, 10).await.expect("works");
@@ -383,6 +387,7 @@ mod tests {
             seen.extend(entry.iter().map(|entry| entry.revision));
             deleted += u32::from(entry.is_none());
         }
+        enough.store(true, Ordering::Relaxed);
         writing.join().expect("no panic");
         assert!(seen.len() > 20 && deleted > 0, "{} seen, {deleted} times deleted", seen.len());
     }
