@@ -29,7 +29,7 @@ const START_PAUSE: Duration = Duration::from_secs(1);
 #[command(after_help = "Examples:\n  \
     reseal rotate --compromised-issuer builtin/a --reason \"key found on a laptop\"\n  \
     reseal rotate --key-type rsa-2048 --reason \"leaving RSA\" --waves 1,25%,100% --yes --detach\n\
-    Each wave begins when the one before is verified. When more than --max-failures fail, it halts\n\
+    Each wave begins when the one before is verified. When --max-failures of them fail, it halts\n\
     and waits for `reseal rotation resume | retry | abort`.")]
 pub(crate) struct RotateArgs {
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub(crate) struct RotateArgs {
     /// Why, for the audit log and the evidence
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// Halt when more than this many targets fail: a share of the attempted, or a number
+    /// Halt when this many targets fail, at least one: a share of the attempted, or a number
     #[arg(long, default_value = "2%", value_name = "SHARE")]
     max_failures: String,
     /// What happens to a target whose new certificate does not verify
