@@ -5,6 +5,7 @@
 //! every CSR and by `reseal policy check`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -79,13 +80,15 @@ pub struct PolicyError {
 
 /// Decides; `policies` in the order of their names.
 pub fn admit(policies: &[Policy], request: &Request<'_>) -> Result<Admission, Refusal> {
-    let mut explanation = Vec::new();
+    let mut objections = Vec::new();
     for policy in policies {
         match policy.objection(request) {
             None => return Ok(Admission { policy: policy.name.clone(), lifetime: policy.lifetime }),
-            Some(objection) => explanation.push(format!("policy {}: {objection}", policy.name)),
+            Some(objection) => objections.push((&policy.name, objection)),
         }
     }
+    let mut explanation: Vec<String> =
+        objections.iter().map(|(name, objection)| format!("policy {name}: {objection}")).collect();
     if explanation.is_empty() {
         explanation.push("there is no policy at all".to_owned());
     }
@@ -104,37 +107,63 @@ pub fn default_policy() -> v1::Policy {
     }
 }
 
+/// What a policy has against a request; put into words only when no policy admits it.
+#[derive(Clone, Copy, Debug)]
+enum Objection<'a> {
+    Host(&'a str),
+    Label { host: &'a str, key: &'a str, value: &'a str },
+    NoNames,
+    ManyNames(usize),
+    Wildcard(&'a Name),
+    Name(&'a Name),
+    KeyType { asked: &'a str, allowed: &'a [String] },
+    Usage(Usage),
+}
+
+impl fmt::Display for Objection<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(host) => write!(f, "is not for host {host}"),
+            Self::Label { host, key, value } => write!(f, "host {host} lacks label {key}={value}"),
+            Self::NoNames => f.write_str("the request has no names"),
+            Self::ManyNames(number) => write!(f, "{number} names are more than the {MAX_NAMES} allowed"),
+            Self::Wildcard(name) => write!(f, "wildcard name {name} is not allowed"),
+            Self::Name(name) => write!(f, "name {name} is not covered"),
+            Self::KeyType { asked, allowed } => {
+                write!(f, "key type {asked} is not one of {}", allowed.join(", "))
+            }
+            Self::Usage(usage) => write!(f, "usage {} is not allowed", usage_word(*usage)),
+        }
+    }
+}
+
 impl Policy {
-    fn objection(&self, request: &Request<'_>) -> Option<String> {
+    fn objection<'a>(&'a self, request: &Request<'a>) -> Option<Objection<'a>> {
         if !self.hosts.is_empty() && !self.hosts.iter().any(|pattern| glob(pattern, request.host)) {
-            return Some(format!("is not for host {}", request.host));
+            return Some(Objection::Host(request.host));
         }
         if let Some((key, value)) =
             self.host_labels.iter().find(|(key, value)| request.labels.get(*key) != Some(*value))
         {
-            return Some(format!("host {} lacks label {key}={value}", request.host));
+            return Some(Objection::Label { host: request.host, key, value });
         }
         if request.names.is_empty() {
-            return Some("the request has no names".to_owned());
+            return Some(Objection::NoNames);
         }
         if request.names.len() > MAX_NAMES {
-            return Some(format!("{} names are more than the {MAX_NAMES} allowed", request.names.len()));
+            return Some(Objection::ManyNames(request.names.len()));
         }
         if let Some(name) = request.names.iter().find(|name| !self.covers(name, request.host)) {
             return Some(match name {
-                Name::Wildcard(_) if !self.wildcards => format!("wildcard name {name} is not allowed"),
-                _ => format!("name {name} is not covered"),
+                Name::Wildcard(_) if !self.wildcards => Objection::Wildcard(name),
+                Name::Wildcard(_) | Name::Dns(_) | Name::Address(_) => Objection::Name(name),
             });
         }
         if !self.key_types.iter().any(|allowed| allowed == request.key_type) {
-            return Some(format!(
-                "key type {} is not one of {}",
-                request.key_type,
-                self.key_types.join(", ")
-            ));
+            return Some(Objection::KeyType { asked: request.key_type, allowed: &self.key_types });
         }
         if !self.usages.contains(&(request.usage as i32)) {
-            return Some(format!("usage {} is not allowed", usage_word(request.usage)));
+            return Some(Objection::Usage(request.usage));
         }
         None
     }

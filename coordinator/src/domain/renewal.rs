@@ -16,15 +16,20 @@ const FIRST_PAUSE: i64 = 30;
 /// Longest pause between tries, seconds.
 pub const MAX_PAUSE: i64 = 3600;
 
-/// When the certificate of `installation` is due, seconds since the Unix epoch.
-/// One that is not there is due at once (0).
-pub fn due_at(host: &str, installation: &str, facts: Option<&CertificateFacts>) -> i64 {
-    let Some(facts) = facts else {
+/// notBefore and notAfter, as [`due_at`] wants them.
+pub fn life(facts: &CertificateFacts) -> (i64, i64) {
+    (facts.not_before, facts.not_after)
+}
+
+/// When the certificate of `installation` is due, seconds since the Unix epoch;
+/// `life` is its notBefore and notAfter. One that is not there is due at once (0).
+pub fn due_at(host: &str, installation: &str, life: Option<(i64, i64)>) -> i64 {
+    let Some((not_before, not_after)) = life else {
         return 0;
     };
-    let lifetime = (facts.not_after - facts.not_before).max(0);
+    let lifetime = not_after.saturating_sub(not_before).max(0);
     let margin = (LONG_LIVED_DAYS_LEFT * DAY).min(lifetime / 3);
-    facts.not_after - margin - jitter(host, installation, margin / 10)
+    not_after.saturating_sub(margin).saturating_sub(jitter(host, installation, margin / 10))
 }
 
 /// Seconds to wait after the `attempt`-th failure in a row, 1-based.
@@ -46,16 +51,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn facts(not_before: i64, not_after: i64) -> CertificateFacts {
-        CertificateFacts { not_before, not_after, ..CertificateFacts::default() }
-    }
-
     #[test]
     fn thresholds() {
         assert_eq!(due_at("h", "i", None), 0);
-        let year = due_at("h", "i", Some(&facts(0, 365 * DAY)));
+        let year = due_at("h", "i", Some((0, 365 * DAY)));
         assert!((332 * DAY..=335 * DAY).contains(&year), "{year}");
-        let hour = due_at("h", "i", Some(&facts(0, 3600)));
+        let hour = due_at("h", "i", Some((0, 3600)));
         assert!((2280..=2400).contains(&hour), "{hour}");
     }
 
@@ -67,7 +68,7 @@ mod tests {
     proptest! {
         #[test]
         fn due_lies_within_the_lifetime(start in 0i64..1_000_000, lifetime in 60i64..400 * DAY, host in "[a-z]{1,8}") {
-            let due = due_at(&host, "i", Some(&facts(start, start + lifetime)));
+            let due = due_at(&host, "i", Some((start, start + lifetime)));
             prop_assert!(due >= start && due <= start + lifetime);
         }
     }

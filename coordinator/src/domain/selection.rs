@@ -36,10 +36,16 @@ pub struct IssuerKey {
 impl IssuerKey {
     /// Did this key sign that certificate, as far as can be told?
     pub fn issued(&self, facts: &v1::CertificateFacts) -> bool {
-        if facts.issuer_spki_sha256.is_empty() {
-            !self.subject_key_id.is_empty() && facts.authority_key_id == self.subject_key_id
+        self.is_of(&facts.issuer_spki_sha256, &facts.authority_key_id)
+    }
+
+    /// The same, by what a chain shows of the issuer's key (empty when it is not in
+    /// the chain) and what the leaf says of it.
+    pub fn is_of(&self, issuer_spki_sha256: &[u8], authority_key_id: &[u8]) -> bool {
+        if issuer_spki_sha256.is_empty() {
+            !self.subject_key_id.is_empty() && authority_key_id == self.subject_key_id
         } else {
-            facts.issuer_spki_sha256 == self.spki_sha256
+            issuer_spki_sha256 == self.spki_sha256
         }
     }
 }

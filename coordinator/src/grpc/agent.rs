@@ -4,7 +4,7 @@
 //! and results to the record. It keeps next to nothing: a wake-up makes it look
 //! into the projection again, a lost stream costs nothing but the reconnect.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,16 +27,16 @@ use tracing::Instrument as _;
 use super::auth;
 use super::convert::{chain, issuance_status, status};
 use super::inventory::Inventories;
-use super::results::Results;
+use super::results::{Fingerprints, Results, Work};
 use super::sessions::{Sessions, Slot};
 use super::tls::PeerIdentity;
 use crate::domain::Now;
 use crate::domain::host;
-use crate::issuance::Issuance;
+use crate::issuance::{Issuance, Known};
 use crate::issuance::control::ControlPlane;
 use crate::metrics::Metrics;
 use crate::store::record::{Batch, Host};
-use crate::store::{Presence, Store, keys};
+use crate::store::{Presence, Store, Versioned, keys};
 use crate::view::{View, rotation_number};
 
 /// The newest version of the protocol this coordinator speaks.
@@ -125,7 +125,9 @@ impl Agent for AgentService {
             peer,
             inbox: request.into_inner(),
             outbox,
-            sent: BTreeSet::new(),
+            began_at: self.0.view.read().seen,
+            record: Versioned { revision: 0, value: Host::default() },
+            work: BTreeMap::new(),
         };
         tokio::spawn(session.run());
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|message| *message))))
@@ -138,8 +140,12 @@ struct Session {
     peer: Arc<PeerIdentity>,
     inbox: Streaming<AgentMessage>,
     outbox: Outbox,
-    /// Batches sent on this stream.
-    sent: BTreeSet<Box<str>>,
+    /// The store's revision when it began.
+    began_at: u64,
+    /// The host's record, as it was last looked at.
+    record: Versioned<Host>,
+    /// Batches sent on this stream, until their results come.
+    work: BTreeMap<Box<str>, Work>,
 }
 
 impl Session {
@@ -236,46 +242,48 @@ impl Session {
     }
 
     /// Is this host still welcome?
-    async fn recheck(&self) -> Result<(), Status> {
+    async fn recheck(&mut self) -> Result<(), Status> {
         let record =
             self.parts.store.get::<Host>(&keys::host(&self.host)).await.map_err(|error| status(&error))?;
         host::standing(&self.host, record.as_ref().map(|record| &record.value), &self.peer.spki_sha256)
-            .map(|_| ())
-            .map_err(|refused| Status::permission_denied(refused.to_string()))
+            .map_err(|refused| Status::permission_denied(refused.to_string()))?;
+        self.record = record.unwrap_or_else(|| Versioned { revision: 0, value: Host::default() });
+        Ok(())
     }
 
     /// Sends what is ordered and was not sent on this stream.
     async fn order(&mut self) -> Result<(), Status> {
         let due = self.parts.view.read().ordered(&self.host);
-        self.sent.retain(|sent| due.contains(sent));
-        for batch in due {
-            if self.sent.contains(&batch) {
+        self.work.retain(|sent, _| due.contains(sent));
+        for name in due {
+            if self.work.contains_key(&name) {
                 continue;
             }
-            let record = self.parts.store.get::<Batch>(&keys::batch(&self.host, &batch)).await;
-            let Some(record) = record.map_err(|error| status(&error))?.map(|record| record.value) else {
-                continue;
-            };
+            let batch = self.parts.store.get::<Batch>(&keys::batch(&self.host, &name)).await;
+            let Some(batch) = batch.map_err(|error| status(&error))? else { continue };
+            let record = &batch.value;
             if record.finished_at != 0 {
                 continue;
             }
-            let span = tracing::info_span!("order.send", host = %self.host, batch = %batch, rotation = %record.rotation);
+            let span = tracing::info_span!("order.send", host = %self.host, batch = %name, rotation = %record.rotation);
             telemetry::continue_trace(&span, &record.traceparent);
             let order = Order {
-                batch: batch.to_string(),
+                batch: name.to_string(),
                 traceparent: span.in_scope(telemetry::traceparent),
-                rotation: record.rotation,
+                rotation: record.rotation.clone(),
                 epoch: self.parts.store.epoch(),
                 installations: record
                     .targets
-                    .into_iter()
+                    .iter()
                     .filter(|target| !target.superseded)
-                    .map(|target| target.installation)
+                    .map(|target| target.installation.clone())
                     .collect(),
                 on_failure: record.on_failure,
             };
             self.send(ToAgent::Order(order)).instrument(span).await?;
-            self.sent.insert(batch);
+            // A batch younger than this stream was on no earlier one.
+            let fresh = batch.revision > self.began_at;
+            self.work.insert(name, Work { batch, issued: Fingerprints::default(), fresh });
         }
         Ok(())
     }
@@ -290,7 +298,7 @@ impl Session {
         match body {
             FromAgent::Hello(_) => Err(Status::invalid_argument("a session has one Hello")),
             FromAgent::Inventory(delta) => {
-                if !self.parts.inventories.apply(&self.host, delta).await? {
+                if !self.parts.inventories.apply(&self.host, &delta).await? {
                     self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
                 }
                 Ok(())
@@ -301,7 +309,18 @@ impl Session {
                 let began = std::time::Instant::now();
                 let names: Vec<String> = csrs.csrs.iter().map(|csr| csr.installation.clone()).collect();
                 let batch = csrs.batch.clone();
-                let result = self.parts.issuance.issue(&self.host, csrs).instrument(span).await;
+                // Once: what was asked for before has to be looked at.
+                let known = match self.work.get_mut(batch.as_str()) {
+                    Some(work) => std::mem::take(&mut work.fresh)
+                        .then_some(Known { host: &self.record, batch: &work.batch }),
+                    None => None,
+                };
+                let result = self.parts.issuance.issue(&self.host, csrs, known).instrument(span).await;
+                if let (Ok(chains), Some(work)) = (&result, self.work.get_mut(batch.as_str())) {
+                    for issued in &chains.issued {
+                        work.issued.add(&issued.installation, &issued.certificate);
+                    }
+                }
                 self.parts.metrics.issued(result.as_ref().ok(), names.len(), began.elapsed());
                 match result {
                     Ok(chains) => self.send(ToAgent::Chains(chains)).await,
@@ -325,8 +344,8 @@ impl Session {
             }
             FromAgent::Result(result) => {
                 let batch = result.batch.clone();
-                let wanted = self.parts.results.take(&self.host, &self.peer, result).await?;
-                self.sent.remove(batch.as_str());
+                let work = self.work.remove(batch.as_str());
+                let wanted = self.parts.results.take(&self.host, &self.peer, result, work).await?;
                 self.send(ToAgent::ResultAck(ResultAck { batch })).await?;
                 if wanted {
                     self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;

@@ -28,9 +28,10 @@ pub(crate) fn status(error: &StoreError) -> Status {
 pub(crate) fn issuance_status(error: &IssuanceError) -> Status {
     let code = match error {
         IssuanceError::Host(_) => Code::PermissionDenied,
-        IssuanceError::Batch { .. } | IssuanceError::Authority { .. } | IssuanceError::NoAuthority => {
-            Code::FailedPrecondition
-        }
+        IssuanceError::Batch { .. }
+        | IssuanceError::Often { .. }
+        | IssuanceError::Authority { .. }
+        | IssuanceError::NoAuthority => Code::FailedPrecondition,
         IssuanceError::Size(_) => Code::InvalidArgument,
         IssuanceError::Store(error) => return status(error),
         IssuanceError::Keyring(_) | IssuanceError::Facts(_) | IssuanceError::Profile(_) => Code::Internal,

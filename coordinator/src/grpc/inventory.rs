@@ -62,7 +62,7 @@ impl Inventories {
     }
 
     /// Applies a delta; false when it does not fit what is on record and the whole is wanted.
-    pub(crate) async fn apply(&self, host: &str, delta: InventoryDelta) -> Result<bool, Status> {
+    pub(crate) async fn apply(&self, host: &str, delta: &InventoryDelta) -> Result<bool, Status> {
         let Some(commits) = self.merge(host, delta).await? else {
             return Ok(false);
         };
@@ -76,7 +76,7 @@ impl Inventories {
     pub(crate) async fn merge(
         &self,
         host: &str,
-        delta: InventoryDelta,
+        delta: &InventoryDelta,
     ) -> Result<Option<Vec<Commit>>, Status> {
         let head = self.head(host).await?.unwrap_or_default();
         let mut installations: BTreeMap<String, Installation> = BTreeMap::new();
@@ -93,7 +93,7 @@ impl Inventories {
         for removed in &delta.removed {
             installations.remove(removed);
         }
-        for installation in delta.upserted {
+        for installation in delta.upserted.iter().cloned() {
             if let Some(field) = too_long(&installation) {
                 let id: String = installation.id.chars().take(120).collect();
                 return Err(Status::invalid_argument(format!(
@@ -120,9 +120,9 @@ impl Inventories {
             )));
         }
         let mut first = Inventory {
-            digest: delta.digest,
-            findings: delta.findings,
-            trust_stores: delta.trust_stores,
+            digest: delta.digest.clone(),
+            findings: delta.findings.clone(),
+            trust_stores: delta.trust_stores.clone(),
             reported_at: (self.now)(),
             ..Inventory::default()
         };

@@ -4,7 +4,7 @@
 //! if the fingerprint it shows is one that was issued for that very target; the
 //! coordinator adds its own time by countersigning what it took.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
@@ -24,7 +24,47 @@ use crate::issuance::IssuanceError;
 use crate::issuance::control::ControlPlane;
 use crate::metrics::Metrics;
 use crate::store::record::{Batch, Issued};
-use crate::store::{Commit, Store, StoreError, keys};
+use crate::store::{Commit, Store, StoreError, Versioned, keys};
+
+/// A batch between its order and its result, as its session knows it: spares
+/// reading it again. Guards say whether it still holds.
+pub(crate) struct Work {
+    /// As it was sent.
+    pub(crate) batch: Versioned<Batch>,
+    /// What this session has answered with.
+    pub(crate) issued: Fingerprints,
+    /// Nobody can have asked for it before this session did.
+    pub(crate) fresh: bool,
+}
+
+/// Which certificates were issued for which installation: SHA-256 over the DER.
+#[derive(Default)]
+pub(crate) struct Fingerprints(Vec<(Box<str>, [u8; 32])>);
+
+impl Fingerprints {
+    /// Adds one; an empty certificate is none.
+    pub(crate) fn add(&mut self, installation: &str, certificate: &[u8]) {
+        if !certificate.is_empty() {
+            self.0.push((installation.into(), sha256(certificate)));
+        }
+    }
+
+    /// Was what this proof shows issued for its very target?
+    fn has(&self, proof: &v1::TargetProof) -> bool {
+        let same = |(installation, fingerprint): &(Box<str>, [u8; 32])| {
+            **installation == *proof.installation && fingerprint[..] == proof.after[..]
+        };
+        self.0.iter().any(same)
+    }
+}
+
+/// What became of a result.
+enum Taken {
+    /// It is on record, and its inventory with it; true: the whole inventory is wanted.
+    With(bool),
+    /// It adds nothing.
+    Nothing,
+}
 
 /// Takes reports into the store. Cheap to clone.
 #[derive(Clone)]
@@ -44,19 +84,24 @@ impl Results {
     }
 
     /// Takes a result; true when its inventory does not fit and the whole is wanted.
+    /// `work`: what the session has read and sent of the batch.
     pub(crate) async fn take(
         &self,
         host: &str,
         peer: &PeerIdentity,
-        result: v1::BatchResult,
+        mut result: v1::BatchResult,
+        work: Option<Work>,
     ) -> Result<bool, Status> {
-        match self.record(host, peer, &result).await {
+        let inventory = result.inventory.take();
+        match self.record(host, peer, &result, inventory.as_ref(), work).await {
+            Ok(Taken::With(wanted)) => Ok(wanted),
+            Ok(Taken::Nothing) => self.inventory_alone(host, inventory).await,
             // It would be sent again for ever, and never be taken.
             Err(refusal) if refusal.code() == Code::OutOfRange => {
                 self.give_up(host, &result.batch, refusal.message()).await?;
-                self.inventory_alone(host, result.inventory).await
+                self.inventory_alone(host, inventory).await
             }
-            other => other,
+            Err(error) => Err(error),
         }
     }
 
@@ -66,22 +111,30 @@ impl Results {
         host: &str,
         peer: &PeerIdentity,
         result: &v1::BatchResult,
-    ) -> Result<bool, Status> {
+        inventory: Option<&v1::InventoryDelta>,
+        work: Option<Work>,
+    ) -> Result<Taken, Status> {
         let payload = self.authentic(host, peer, result)?;
         let key = keys::batch(host, &result.batch);
+        let (mut known, issued) = work.map(|work| (work.batch, work.issued)).unzip();
         for _ in 0..5 {
-            let Some(record) = self.store.get::<Batch>(&key).await.map_err(|error| status(&error))? else {
-                // Removed long ago: the agent may forget it too.
-                return self.inventory_alone(host, result.inventory.clone()).await;
+            let record = match known.take() {
+                Some(record) => Some(record),
+                None => self.store.get::<Batch>(&key).await.map_err(|error| status(&error))?,
             };
-            let (batch, revision) = (record.value, record.revision);
-            let Some(finished) = self.finish(host, batch, &payload, result).await? else {
-                return self.inventory_alone(host, result.inventory.clone()).await;
+            // Removed long ago: the agent may forget it too.
+            let Some(Versioned { value: batch, revision }) = record else { return Ok(Taken::Nothing) };
+            let fingerprints = match &issued {
+                Some(issued) if claims(&payload).all(|proof| issued.has(proof)) => issued,
+                _ => &self.issued(host, &result.batch).await?,
+            };
+            let Some(finished) = self.finish(host, batch, &payload, result, fingerprints)? else {
+                return Ok(Taken::Nothing);
             };
             point("results.before_commit");
             let mut commit = Commit::new();
             let mut wanted = false;
-            if let Some(delta) = result.inventory.clone() {
+            if let Some(delta) = inventory {
                 match self.inventories.merge(host, delta).await? {
                     // The head comes with the batch, so that neither is seen without the other.
                     Some(mut commits) => {
@@ -97,7 +150,7 @@ impl Results {
                 Ok(_) => {
                     point("results.after_commit");
                     self.metrics.finished(&finished);
-                    return Ok(wanted);
+                    return Ok(Taken::With(wanted));
                 }
                 Err(error) if error.is_conflict() => {}
                 Err(error @ StoreError::Limit { .. }) => return Err(Status::out_of_range(chain(&error))),
@@ -108,6 +161,16 @@ impl Results {
             "batch {} of host {host} keeps changing; send the result again",
             result.batch
         )))
+    }
+
+    /// Everything that was issued for a batch.
+    async fn issued(&self, host: &str, batch: &str) -> Result<Fingerprints, Status> {
+        let issued = self.store.range::<Issued>(&keys::issued_of(host, batch)).await;
+        let mut fingerprints = Fingerprints::default();
+        for leaf in issued.map_err(|error| status(&error))?.iter().flat_map(|(_, issued)| &issued.value.leaves) {
+            fingerprints.add(&leaf.installation, &leaf.certificate);
+        }
+        Ok(fingerprints)
     }
 
     /// Fails what is open in a batch whose result cannot be taken.
@@ -138,7 +201,7 @@ impl Results {
     /// The result adds nothing, but what came with it may.
     async fn inventory_alone(&self, host: &str, delta: Option<v1::InventoryDelta>) -> Result<bool, Status> {
         match delta {
-            Some(delta) => Ok(!self.inventories.apply(host, delta).await?),
+            Some(delta) => Ok(!self.inventories.apply(host, &delta).await?),
             None => Ok(false),
         }
     }
@@ -197,26 +260,14 @@ impl Results {
     }
 
     /// The batch with its result; `None` when it has one already and this adds nothing.
-    async fn finish(
+    fn finish(
         &self,
         host: &str,
         mut batch: Batch,
         payload: &EvidencePayload,
         result: &v1::BatchResult,
+        issued: &Fingerprints,
     ) -> Result<Option<Batch>, Status> {
-        let issued = self
-            .store
-            .range::<Issued>(&keys::issued_of(host, &result.batch))
-            .await
-            .map_err(|error| status(&error))?;
-        let fingerprints: BTreeMap<&str, BTreeSet<[u8; 32]>> = issued
-            .iter()
-            .flat_map(|(_, issued)| &issued.value.leaves)
-            .filter(|leaf| !leaf.certificate.is_empty())
-            .fold(BTreeMap::new(), |mut map, leaf| {
-                map.entry(&leaf.installation).or_insert_with(BTreeSet::new).insert(sha256(&leaf.certificate));
-                map
-            });
         for (at, proof) in payload.targets.iter().enumerate() {
             let ours = batch.targets.iter().any(|target| target.installation == proof.installation);
             let twice = payload.targets[..at].iter().any(|before| before.installation == proof.installation);
@@ -232,7 +283,7 @@ impl Results {
         let mut changed = false;
         for target in batch.targets.iter_mut().filter(|target| !target.superseded) {
             let (state, failure, grade) = match proofs.get(target.installation.as_str()) {
-                Some(proof) => judge(proof, fingerprints.get(target.installation.as_str())),
+                Some(proof) => judge(proof, issued),
                 None if batch.finished_at != 0 => continue,
                 None => (
                     TargetState::Failed,
@@ -281,16 +332,18 @@ pub(crate) fn refuse_all(batch: String, installations: Vec<String>, error: &Issu
     v1::Chains { batch, issued, intermediates: Vec::new() }
 }
 
+/// Proofs that say a new certificate is there.
+fn claims(payload: &EvidencePayload) -> impl Iterator<Item = &v1::TargetProof> {
+    payload.targets.iter().filter(|proof| claims_new(proof))
+}
+
+fn claims_new(proof: &v1::TargetProof) -> bool {
+    matches!(proof.state(), TargetState::Verified | TargetState::Unserved | TargetState::Held)
+}
+
 /// What a proof is worth: state, failure, grade.
-fn judge(
-    proof: &v1::TargetProof,
-    issued: Option<&BTreeSet<[u8; 32]>>,
-) -> (TargetState, Option<Failure>, i32) {
-    let claims_new =
-        matches!(proof.state(), TargetState::Verified | TargetState::Unserved | TargetState::Held);
-    let ours =
-        issued.is_some_and(|issued| issued.iter().any(|fingerprint| fingerprint[..] == proof.after[..]));
-    if claims_new && !ours {
+fn judge(proof: &v1::TargetProof, issued: &Fingerprints) -> (TargetState, Option<Failure>, i32) {
+    if claims_new(proof) && !issued.has(proof) {
         let reason = format!("the agent shows {}, which was not issued for it", hex::encode(&proof.after));
         return (TargetState::Failed, Some(failure("not-issued", reason)), 0);
     }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use reseal_proto::error::chain;
-use reseal_proto::facts::sha256;
 use reseal_proto::v1::{self, Stage};
 
 use super::issuer::{Grant, Step};
@@ -85,34 +84,26 @@ impl Message {
         message
     }
 
-    /// The same keys have the same name, so that a repeated message finds its record.
-    pub(super) fn name(&self) -> String {
-        let keys: Vec<u8> = self.leaves.iter().flat_map(|leaf| leaf.spki_sha256.iter().copied()).collect();
-        hex::encode(&sha256(&keys)[..8])
-    }
-
-    /// Takes what an earlier message with the same keys got. True: all of it was
-    /// issued, by the authority that issues now. False: only an intent is there,
-    /// whose serials are used, so that none is unaccounted for.
-    pub(super) fn take_known(&mut self, known: &Issued, authority: &str) -> bool {
+    /// Is this record of a message with the same keys for the same installations, to the same authority?
+    pub(super) fn is_for(&self, known: &Issued, authority: &str) -> bool {
         let same = |a: &IssuedLeaf, b: &IssuedLeaf| {
             a.spki_sha256 == b.spki_sha256 && a.installation == b.installation
         };
-        if known.authority != authority
-            || known.leaves.len() != self.leaves.len()
-            || !known.leaves.iter().zip(&self.leaves).all(|(known, own)| same(known, own))
-        {
-            return false;
-        }
+        known.authority == authority
+            && known.leaves.len() == self.leaves.len()
+            && known.leaves.iter().zip(&self.leaves).all(|(known, own)| same(known, own))
+    }
+
+    /// Takes what an earlier message with the same keys got ([`Message::is_for`]).
+    /// True: all of it was issued. False: only an intent is there, whose serials are
+    /// used, so that none is unaccounted for.
+    pub(super) fn take_known(&mut self, known: &Issued) -> bool {
         for ((leaf, known), grant) in self.leaves.iter_mut().zip(&known.leaves).zip(&mut self.grants) {
             leaf.serial.clone_from(&known.serial);
             grant.serial.clone_from(&known.serial);
         }
         if known.leaves.iter().any(|leaf| leaf.certificate.is_empty()) {
             return false;
-        }
-        for (known, at) in known.leaves.iter().zip(&self.places) {
-            self.answers[*at].certificate.clone_from(&known.certificate);
         }
         true
     }
@@ -122,10 +113,7 @@ impl Message {
         for ((step, leaf), at) in steps.into_iter().zip(&mut self.leaves).zip(&self.places) {
             let answer = &mut self.answers[*at];
             match step {
-                Step::Issued { certificate } => {
-                    leaf.certificate.clone_from(&certificate);
-                    answer.certificate = certificate;
-                }
+                Step::Issued { certificate } => leaf.certificate = certificate,
                 Step::Refused { reason } => answer.refusal = Some(refusal("issuer-refused", reason)),
                 Step::Waiting { retry_after, .. } => {
                     let reason = format!("the issuer asks to wait {} seconds", retry_after.as_secs());
@@ -135,9 +123,14 @@ impl Message {
         }
     }
 
-    /// Intent or result, as it is now.
-    pub(super) fn record(&self, authority: &str, at: i64) -> Issued {
+    /// The intent, to be recorded before anything is signed.
+    pub(super) fn intent(&self, authority: &str, at: i64) -> Issued {
         Issued { leaves: self.leaves.clone(), authority: authority.to_owned(), at }
+    }
+
+    /// The result, to be recorded before it is answered.
+    pub(super) fn record(&mut self, authority: &str, at: i64) -> Issued {
+        Issued { leaves: std::mem::take(&mut self.leaves), authority: authority.to_owned(), at }
     }
 
     /// How many were issued, and why the others were not.
@@ -151,8 +144,11 @@ impl Message {
         (self.answers.len() - refusals.len(), refusals)
     }
 
-    /// The answer.
-    pub(super) fn answer(self, intermediates: &[Vec<u8>]) -> v1::Chains {
+    /// The answer; `record` gives the certificates that are not in it yet.
+    pub(super) fn answer(mut self, record: Issued, intermediates: &[Vec<u8>]) -> v1::Chains {
+        for (leaf, at) in record.leaves.into_iter().zip(&self.places) {
+            self.answers[*at].certificate = leaf.certificate;
+        }
         v1::Chains { batch: self.batch, issued: self.answers, intermediates: intermediates.to_vec() }
     }
 }

@@ -17,7 +17,8 @@ pub mod keyring;
 mod message;
 pub mod profile;
 
-use std::sync::{Arc, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use reseal_proto::facts::FactsError;
 use reseal_proto::v1;
@@ -65,6 +66,14 @@ pub enum IssuanceError {
     /// None is active.
     #[error("no authority is active: activate one with `reseal authority activate`")]
     NoAuthority,
+    /// A batch was asked for again and again.
+    #[error("batch {batch} of host {host} was asked for {MAX_MESSAGES} times, each time with other keys: no more is issued for it; look at the agent's log")]
+    Often {
+        /// The host.
+        host: String,
+        /// The batch.
+        batch: String,
+    },
     /// Too many CSRs in one message.
     #[error("{0} CSRs in one message are more than the {MAX_CSRS} accepted")]
     Size(usize),
@@ -82,8 +91,27 @@ pub enum IssuanceError {
     Profile(#[from] ProfileError),
 }
 
+impl IssuanceError {
+    fn batch(host: &str, batch: &str, why: &str) -> Self {
+        Self::Batch { host: host.to_owned(), batch: batch.to_owned(), why: why.to_owned() }
+    }
+}
+
 /// CSRs in one message at most: the targets of a batch.
 pub const MAX_CSRS: usize = 50;
+/// Messages with new keys that are answered for one batch: an agent that was
+/// killed asks again, and not for ever.
+pub const MAX_MESSAGES: usize = 32;
+
+/// What a session has read of what it asks for. It spares reading it again, and
+/// decides nothing: the guards of the commit say whether it still holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The host's record.
+    pub host: &'a Versioned<Host>,
+    /// The batch.
+    pub batch: &'a Versioned<Batch>,
+}
 
 /// The issuance of one coordinator. Cheap to clone.
 #[derive(Clone)]
@@ -103,6 +131,8 @@ struct Cache {
     generation: u64,
     builtin: Option<Arc<Builtin>>,
     policies: Option<Arc<[Policy]>>,
+    /// State and wave of rotations that are being worked on.
+    rotations: BTreeMap<String, (rotation::State, u32)>,
 }
 
 impl Issuance {
@@ -111,15 +141,22 @@ impl Issuance {
         Self { store, keyring, cores: Arc::new(Semaphore::new(cores.max(1))), now, cache: Arc::default() }
     }
 
-    /// Policies or authorities changed: read them again before the next use.
+    /// Policies, authorities or rotations changed: read them again before the next use.
     pub fn forget(&self) {
-        let mut cache = self.cache.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         *cache = Cache { generation: cache.generation + 1, ..Cache::default() };
     }
 
-    /// Issues for the CSRs of one message of a batch; refusals of single CSRs are in the answer.
+    /// Issues for the CSRs of one message of a batch; refusals of single CSRs are in
+    /// the answer. `known`: nobody else has asked for this batch, as far as the
+    /// session can tell.
     #[tracing::instrument(skip_all, fields(host, batch = %request.batch, csrs = request.csrs.len()))]
-    pub async fn issue(&self, host: &str, request: v1::CsrBatch) -> Result<v1::Chains, IssuanceError> {
+    pub async fn issue(
+        &self,
+        host: &str,
+        request: v1::CsrBatch,
+        mut known: Option<Known<'_>>,
+    ) -> Result<v1::Chains, IssuanceError> {
         if request.csrs.len() > MAX_CSRS {
             return Err(IssuanceError::Size(request.csrs.len()));
         }
@@ -133,7 +170,7 @@ impl Issuance {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.attempt(host, &batch_name, &csrs, &parsed).await {
+            match self.attempt(host, &batch_name, &csrs, &parsed, known.take()).await {
                 Err(IssuanceError::Store(error)) if error.is_conflict() && tries < TRIES => self.forget(),
                 other => return other,
             }
@@ -146,24 +183,27 @@ impl Issuance {
         batch_name: &str,
         csrs: &[v1::Csr],
         parsed: &[Result<Request, csr::CsrError>],
+        known: Option<Known<'_>>,
     ) -> Result<v1::Chains, IssuanceError> {
-        let (batch, revision) = self.ordered_batch(host, batch_name).await?;
-        let host_key = keys::host(host);
-        let Some(record) = self
-            .store
-            .get::<Host>(&host_key)
-            .await?
-            .filter(|record| record.value.state() == HostState::Enrolled)
-        else {
-            return Err(IssuanceError::Host(host.to_owned()));
+        let read;
+        let (known, earlier) = match known {
+            Some(known) => (known, Vec::new()),
+            None => {
+                read = self.read(host, batch_name).await?;
+                let earlier = self.store.range::<Issued>(&keys::issued_of(host, batch_name)).await?;
+                (Known { host: &read.0, batch: &read.1 }, earlier)
+            }
         };
+        self.may_work(host, batch_name, &known.batch.value).await?;
+        if known.host.value.state() != HostState::Enrolled {
+            return Err(IssuanceError::Host(host.to_owned()));
+        }
         let policies = self.policies().await?;
-        let earlier = self.store.range::<Issued>(&keys::issued_of(host, batch_name)).await?;
         let applicant = Applicant {
             host,
-            labels: &record.value.labels,
+            labels: &known.host.value.labels,
             policies: &policies,
-            batch: &batch,
+            batch: &known.batch.value,
             used: earlier
                 .iter()
                 .flat_map(|(_, issued)| &issued.value.leaves)
@@ -173,31 +213,38 @@ impl Issuance {
         let mut message = Message::judge(&applicant, batch_name, csrs, parsed);
         if message.grants.is_empty() {
             self.audit(host, batch_name, &message, "").await?;
-            return Ok(message.answer(&[]));
+            return Ok(message.answer(Issued::default(), &[]));
         }
         let builtin = self.builtin().await?;
         let now = (self.now)();
-        let key = keys::issued(host, batch_name, &message.name());
-        let fence = || {
-            Commit::new()
-                .at(keys::batch(host, batch_name), revision)
-                .at(keys::authority(&builtin.name), builtin.revision)
-                .at(&host_key, record.revision)
-        };
         // The same keys again: the answer was lost, or the process died before there was one.
-        let mut before = earlier.iter().find(|(path, _)| *path == key).map(|(_, issued)| issued.revision);
-        if let Some((_, known)) = earlier.iter().find(|(path, _)| *path == key)
-            && message.take_known(&known.value, &builtin.name)
-        {
-            return Ok(message.answer(builtin.intermediates()));
-        }
-        let unchanged = |before: Option<u64>| match before {
-            Some(revision) => fence().at(&key, revision),
-            None => fence().absent(&key),
+        let same = earlier.iter().find(|(_, issued)| message.is_for(&issued.value, &builtin.name));
+        let key = match same {
+            Some((path, issued)) => {
+                if message.take_known(&issued.value) {
+                    return Ok(message.answer(issued.value.clone(), builtin.intermediates()));
+                }
+                path.clone()
+            }
+            None if earlier.len() >= MAX_MESSAGES => {
+                return Err(IssuanceError::Often { host: host.to_owned(), batch: batch_name.to_owned() });
+            }
+            None => keys::issued(host, batch_name, earlier.len()),
+        };
+        let mut before = same.map(|(_, issued)| issued.revision);
+        let fenced = |before: Option<u64>| {
+            let commit = Commit::new()
+                .at(keys::batch(host, batch_name), known.batch.revision)
+                .at(keys::authority(&builtin.name), builtin.revision)
+                .at(keys::host(host), known.host.revision);
+            match before {
+                Some(revision) => commit.at(&key, revision),
+                None => commit.absent(&key),
+            }
         };
         point("issuance.before_intent");
         if message.needs_intent {
-            let intent = unchanged(before).put(&key, &message.record(&builtin.name, now));
+            let intent = fenced(before).put(&key, &message.intent(&builtin.name, now));
             before = Some(self.store.commit(intent).await?);
         }
         point("issuance.after_intent");
@@ -206,43 +253,68 @@ impl Issuance {
         message.take_steps(steps);
         let draft = self.draft(host, batch_name, &message, &builtin.name);
         let record = message.record(&builtin.name, now);
-        self.store.commit(unchanged(before).put(&key, &record).audit(draft)).await?;
+        let commit = fenced(before).put(&key, &record).audit(draft);
+        let answer = message.answer(record, builtin.intermediates());
+        self.store.commit(commit).await?;
         point("issuance.after_commit");
-        Ok(message.answer(builtin.intermediates()))
+        Ok(answer)
     }
 
-    /// The batch, if work on it may be done now, and its revision.
-    async fn ordered_batch(&self, host: &str, name: &str) -> Result<(Batch, u64), IssuanceError> {
-        let refuse = |why: &str| IssuanceError::Batch {
-            host: host.to_owned(),
-            batch: name.to_owned(),
-            why: why.to_owned(),
+    /// Host and batch as they are on record.
+    async fn read(
+        &self,
+        host: &str,
+        batch: &str,
+    ) -> Result<(Versioned<Host>, Versioned<Batch>), IssuanceError> {
+        let Some(record) = self.store.get::<Host>(&keys::host(host)).await? else {
+            return Err(IssuanceError::Host(host.to_owned()));
         };
-        let Some(Versioned { value: batch, revision }) =
-            self.store.get::<Batch>(&keys::batch(host, name)).await?
-        else {
-            return Err(refuse("is not on record"));
-        };
+        match self.store.get::<Batch>(&keys::batch(host, batch)).await? {
+            Some(batch) => Ok((record, batch)),
+            None => Err(IssuanceError::batch(host, batch, "is not on record")),
+        }
+    }
+
+    /// Fails unless work on this batch may be done now.
+    async fn may_work(&self, host: &str, name: &str, batch: &Batch) -> Result<(), IssuanceError> {
+        let refuse = |why: &str| Err(IssuanceError::batch(host, name, why));
         if batch.finished_at != 0 {
-            return Err(refuse("is finished"));
+            return refuse("is finished");
         }
-        if !batch.rotation.is_empty() {
-            let rotation = self.store.get::<record::Rotation>(&keys::rotation(&batch.rotation)).await?;
-            let Some(rotation) = rotation.map(|rotation| rotation.value) else {
-                return Err(refuse("belongs to a rotation that is not on record"));
-            };
-            if !rotation::accepts_work(rotation.state()) {
-                return Err(refuse(&format!(
-                    "belongs to rotation {}, which is {}",
-                    batch.rotation,
-                    rotation::word(rotation.state())
-                )));
-            }
-            if batch.wave > rotation.wave {
-                return Err(refuse("is in a wave that is not ordered yet"));
-            }
+        if batch.rotation.is_empty() {
+            return Ok(());
         }
-        Ok((batch, revision))
+        let Some((state, wave)) = self.rotation(&batch.rotation).await? else {
+            return refuse("belongs to a rotation that is not on record");
+        };
+        if !rotation::accepts_work(state) {
+            return refuse(&format!(
+                "belongs to rotation {}, which is {}",
+                batch.rotation,
+                rotation::word(state)
+            ));
+        }
+        if batch.wave > wave {
+            return refuse("is in a wave that is not ordered yet");
+        }
+        Ok(())
+    }
+
+    /// State of a rotation and the waves it has ordered. Kept while it takes work.
+    async fn rotation(&self, id: &str) -> Result<Option<(rotation::State, u32)>, IssuanceError> {
+        if let Some(known) = self.cached(|cache| cache.rotations.get(id).copied()) {
+            return Ok(Some(known));
+        }
+        let generation = self.cached(|cache| Some(cache.generation));
+        let Some(record) = self.store.get::<record::Rotation>(&keys::rotation(id)).await? else {
+            return Ok(None);
+        };
+        let known = (record.value.state(), record.value.wave);
+        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
+        if Some(cache.generation) == generation && rotation::accepts_work(known.0) {
+            cache.rotations.insert(id.to_owned(), known);
+        }
+        Ok(Some(known))
     }
 
     async fn policies(&self) -> Result<Arc<[Policy]>, IssuanceError> {
@@ -251,7 +323,7 @@ impl Issuance {
         }
         let generation = self.cached(|cache| Some(cache.generation));
         let policies: Arc<[Policy]> = load_policies(&self.store).await?.into();
-        let mut cache = self.cache.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         if Some(cache.generation) == generation {
             cache.policies = Some(policies.clone());
         }
@@ -266,7 +338,7 @@ impl Issuance {
             if authority.value.state() == record::AuthorityState::Active {
                 let name = key.trim_start_matches(keys::AUTHORITIES);
                 let builtin = Arc::new(Builtin::load(name, &authority, &self.keyring, self.cores.clone())?);
-                self.cache.write().unwrap_or_else(std::sync::PoisonError::into_inner).builtin =
+                self.cache.write().unwrap_or_else(PoisonError::into_inner).builtin =
                     Some(builtin.clone());
                 return Ok(builtin);
             }
@@ -275,7 +347,7 @@ impl Issuance {
     }
 
     fn cached<T>(&self, pick: impl FnOnce(&Cache) -> Option<T>) -> Option<T> {
-        pick(&self.cache.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+        pick(&self.cache.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn audit(

@@ -84,10 +84,9 @@ pub fn batches_of(host: &str) -> String {
     format!("{BATCHES}{host}/")
 }
 
-/// What was issued for one CSR message of a batch: [`super::record::Issued`]. The
-/// message is named after its keys, so that the same one again finds it.
-pub fn issued(host: &str, batch: &str, message: &str) -> String {
-    format!("{ISSUED}{host}/{batch}/{message}")
+/// What was issued for the `message`-th CSR message of a batch, from 0: [`super::record::Issued`].
+pub fn issued(host: &str, batch: &str, message: usize) -> String {
+    format!("{ISSUED}{host}/{batch}/{message:04}")
 }
 
 /// Prefix of what was issued for a batch.

@@ -5,7 +5,7 @@
 //! and leases. Everything else is derived from what is here, so that a restart
 //! costs nothing. It knows no other module of the coordinator.
 //!
-//! - [`keys`], [`record`]: what is under which key.
+//! - [`keys`], [`record`], [`outline`]: what is under which key.
 //! - [`commit`], [`kv`]: what a commit is; what an engine must do.
 //! - [`committer`], [`sled`], [`directory`]: groups, the embedded engine, its files.
 //! - [`audit`]: the hash chain. [`watch`]: hints. [`export`], [`import`]: moving a store.
@@ -20,6 +20,7 @@ pub mod export;
 pub mod import;
 pub mod keys;
 pub mod kv;
+pub mod outline;
 pub mod presence;
 pub mod record;
 mod sled;

@@ -7,7 +7,8 @@ use reseal_proto::v1::{Grade, TargetState};
 
 use crate::domain::rotation::{self, Progress};
 use crate::domain::target;
-use crate::store::record::{Batch, Rotation};
+use crate::store::outline::BatchOutline;
+use crate::store::record::Rotation;
 
 /// Targets by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl BatchView {
     }
 
     /// Summarises a record.
-    pub(super) fn of(record: &Batch) -> Self {
+    pub(super) fn of(record: &BatchOutline) -> Self {
         let mut counts = Counts::default();
         let mut probed = 0;
         for target in record.targets.iter().filter(|target| !target.superseded) {
@@ -102,11 +103,60 @@ pub struct RotationView {
     pub revision: u64,
     /// The record; small.
     pub record: Rotation,
-    /// Its batches, by host and name.
+    /// Its batches, by host and name; changed by [`RotationView::put`] and [`RotationView::remove`].
     pub batches: BTreeMap<(Arc<str>, Box<str>), BatchView>,
+    /// What the batches of each wave add up to.
+    waves: BTreeMap<u32, Sums>,
+}
+
+/// Targets of one wave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sums {
+    attempted: u32,
+    working: u32,
+    stragglers: u32,
+    failed: u32,
+    unserved: u32,
+    verified: u32,
+}
+
+impl Sums {
+    fn of(batch: &BatchView) -> Self {
+        let all = batch.counts.sum(|_| true);
+        let if_so = |so: bool| if so { all } else { 0 };
+        Self {
+            attempted: if_so(!batch.straggling),
+            working: if_so(!batch.straggling && !batch.finished),
+            stragglers: if_so(batch.straggling),
+            failed: batch.counts.sum(target::is_failure),
+            unserved: batch.counts.of(TargetState::Unserved),
+            verified: batch.counts.of(TargetState::Verified),
+        }
+    }
+
+    fn each(&mut self, other: Self, change: impl Fn(u32, u32) -> u32) {
+        self.attempted = change(self.attempted, other.attempted);
+        self.working = change(self.working, other.working);
+        self.stragglers = change(self.stragglers, other.stragglers);
+        self.failed = change(self.failed, other.failed);
+        self.unserved = change(self.unserved, other.unserved);
+        self.verified = change(self.verified, other.verified);
+    }
 }
 
 impl RotationView {
+    /// A rotation whose record was not seen yet.
+    pub(super) fn unrevealed() -> Self {
+        Self {
+            state: rotation::State::Draft,
+            wave: 0,
+            revision: 0,
+            record: Rotation::default(),
+            batches: BTreeMap::new(),
+            waves: BTreeMap::new(),
+        }
+    }
+
     /// Takes a record; keeps the batches.
     pub(super) fn take_record(&mut self, record: Rotation, revision: u64) {
         self.state = record.state();
@@ -115,30 +165,44 @@ impl RotationView {
         self.record = record;
     }
 
+    /// Takes a batch as it is now; what its agent said of an unfinished one is kept.
+    pub(super) fn put(&mut self, host: Arc<str>, name: &str, mut batch: BatchView) {
+        let key = (host, Box::from(name));
+        if let Some(old) = self.batches.get_mut(&key) {
+            if !batch.finished {
+                batch.live = std::mem::take(&mut old.live);
+            }
+            let sums = Sums::of(old);
+            self.waves.entry(old.wave).or_default().each(sums, u32::saturating_sub);
+        }
+        self.waves.entry(batch.wave).or_default().each(Sums::of(&batch), u32::saturating_add);
+        self.batches.insert(key, batch);
+    }
+
+    /// Forgets a batch that is on record no more.
+    pub(super) fn remove(&mut self, host: Arc<str>, name: &str) {
+        if let Some(old) = self.batches.remove(&(host, Box::from(name))) {
+            self.waves.entry(old.wave).or_default().each(Sums::of(&old), u32::saturating_sub);
+        }
+    }
+
     /// What the domain asks about.
     pub fn progress(&self) -> Progress {
-        let mut progress = Progress {
+        let mut sums = Sums::default();
+        for (_, wave) in self.waves.range(..=self.wave) {
+            sums.each(*wave, u32::saturating_add);
+        }
+        Progress {
             waves: u32::try_from(self.record.waves.len()).unwrap_or(u32::MAX),
             wave: self.wave,
             accepted: self.record.failures_accepted,
-            ..Progress::default()
-        };
-        for batch in self.batches.values().filter(|batch| batch.wave <= self.wave) {
-            let failed = batch.counts.sum(target::is_failure);
-            let all = batch.counts.sum(|_| true);
-            progress.failed += failed;
-            progress.unserved += batch.counts.of(TargetState::Unserved);
-            progress.verified += batch.counts.of(TargetState::Verified);
-            if batch.straggling {
-                progress.stragglers += all;
-            } else {
-                progress.attempted += all;
-                if !batch.finished {
-                    progress.working += all;
-                }
-            }
+            failed: sums.failed,
+            unserved: sums.unserved,
+            verified: sums.verified,
+            stragglers: sums.stragglers,
+            attempted: sums.attempted,
+            working: sums.working,
         }
-        progress
     }
 
     /// Targets by state as a person wants to see them: an unfinished batch shows

@@ -1,10 +1,9 @@
 //! A host in the projection: a few numbers and its open work.
 
-use reseal_proto::v1;
-
 use crate::domain::renewal;
 use crate::domain::selection::IssuerKey;
-use crate::store::record::{Host, HostState, Inventory};
+use crate::store::outline::{CertificateOutline, InventoryOutline};
+use crate::store::record::{Host, HostState};
 
 /// What is kept of a host.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +59,7 @@ impl HostView {
     }
 
     /// Takes every chunk of the host's inventory.
-    pub(super) fn take_inventory(&mut self, host: &str, revision: u64, chunks: &[Inventory]) {
+    pub(super) fn take_inventory(&mut self, host: &str, revision: u64, chunks: &[InventoryOutline]) {
         self.inventory_revision = revision;
         self.installations = 0;
         self.next_due = i64::MAX;
@@ -69,16 +68,17 @@ impl HostView {
             chunks.first().map_or(0, |chunk| u32::try_from(chunk.findings.len()).unwrap_or(u32::MAX));
         for installation in chunks.iter().flat_map(|chunk| &chunk.installations) {
             self.installations += 1;
-            self.next_due =
-                self.next_due.min(renewal::due_at(host, &installation.id, installation.certificate.as_ref()));
-            if let Some(facts) = &installation.certificate {
-                self.count_issuer(facts);
+            let certificate = installation.certificate.as_ref();
+            let life = certificate.map(|seen| (seen.not_before, seen.not_after));
+            self.next_due = self.next_due.min(renewal::due_at(host, &installation.id, life));
+            if let Some(seen) = certificate {
+                self.count_issuer(seen);
             }
         }
         self.issuers.shrink_to_fit();
     }
 
-    fn count_issuer(&mut self, facts: &v1::CertificateFacts) {
+    fn count_issuer(&mut self, facts: &CertificateOutline) {
         let seen = self.issuers.iter_mut().find(|seen| {
             seen.spki_sha256[..] == facts.issuer_spki_sha256[..]
                 && seen.authority_key_id[..] == facts.authority_key_id[..]
@@ -97,13 +97,7 @@ impl HostView {
     pub fn issued_by(&self, key: &IssuerKey) -> u32 {
         self.issuers
             .iter()
-            .filter(|seen| {
-                key.issued(&v1::CertificateFacts {
-                    issuer_spki_sha256: seen.spki_sha256.to_vec(),
-                    authority_key_id: seen.authority_key_id.to_vec(),
-                    ..v1::CertificateFacts::default()
-                })
-            })
+            .filter(|seen| key.is_of(&seen.spki_sha256, &seen.authority_key_id))
             .map(|seen| seen.certificates)
             .sum()
     }

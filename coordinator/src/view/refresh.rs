@@ -8,7 +8,8 @@ use super::hosts::OpenBatch;
 use super::{State, View, rotation_number};
 use crate::domain::{renewal, target};
 use crate::issuance::builtin::issuer_key;
-use crate::store::record::{Authority, Batch, Counter, Host, Inventory, Rotation};
+use crate::store::outline::{BatchOutline, InventoryOutline};
+use crate::store::record::{Authority, Counter, Host, Rotation};
 use crate::store::{Hint, Store, StoreError, Watch, keys};
 
 /// Beyond this many changed keys in one go, more are collected before the next.
@@ -41,7 +42,7 @@ impl View {
         }
         let mut after = None;
         loop {
-            let page = store.page::<Batch>(keys::BATCHES, after.as_deref(), 256).await?;
+            let page = store.page::<BatchOutline>(keys::BATCHES, after.as_deref(), 256).await?;
             let Some((last, _)) = page.last() else { break };
             after = Some(last.clone());
             for (key, batch) in &page {
@@ -57,8 +58,8 @@ impl View {
         Ok(())
     }
 
-    /// Follows the store until it closes. `forget` is called when policies or
-    /// authorities changed.
+    /// Follows the store until it closes. `forget` is called when policies,
+    /// authorities or rotations changed.
     pub async fn follow(&self, store: Store, mut watch: Watch, forget: impl Fn() + Send) {
         while let Some(first) = watch.next().await {
             let mut hints = vec![first];
@@ -110,6 +111,7 @@ impl View {
         for key in changed {
             let host = keys::host_of(key);
             if key.starts_with(keys::ROTATION) {
+                forget();
                 let record =
                     store.get::<Rotation>(key).await?.map(|rotation| (rotation.value, rotation.revision));
                 let (woken, unseen) = self.write(|state| {
@@ -119,7 +121,7 @@ impl View {
                 self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(unseen);
                 self.wake(woken);
             } else if key.starts_with(keys::BATCHES) {
-                let record = store.get::<Batch>(key).await?.map(|batch| batch.value);
+                let record = store.get::<BatchOutline>(key).await?.map(|batch| batch.value);
                 let wake = self.write(|state| take_batch(state, key, record.as_ref()));
                 self.wake(wake);
             } else if key.starts_with(keys::HOSTS) {
@@ -172,8 +174,8 @@ impl View {
 }
 
 /// Every chunk of a host's inventory, and the newest revision among them.
-async fn inventory(store: &Store, host: &str) -> Result<(u64, Vec<Inventory>), StoreError> {
-    let chunks = store.range::<Inventory>(&keys::inventory_of(host)).await?;
+async fn inventory(store: &Store, host: &str) -> Result<(u64, Vec<InventoryOutline>), StoreError> {
+    let chunks = store.range::<InventoryOutline>(&keys::inventory_of(host)).await?;
     let newest = chunks.iter().map(|(_, chunk)| chunk.revision).max().unwrap_or_default();
     Ok((newest, chunks.into_iter().map(|(_, chunk)| chunk.value).collect()))
 }
@@ -196,13 +198,7 @@ fn take_rotation(state: &mut State, key: &str, record: Option<(Rotation, u64)>) 
         state.rotations.remove(&number);
         return Vec::new();
     };
-    let rotation = state.rotations.entry(number).or_insert_with(|| RotationView {
-        state: record.state(),
-        wave: 0,
-        revision,
-        record: Rotation::default(),
-        batches: Default::default(),
-    });
+    let rotation = state.rotations.entry(number).or_insert_with(RotationView::unrevealed);
     let moved = record.wave != rotation.wave || record.state() != rotation.record.state();
     rotation.take_record(record, revision);
     if !moved {
@@ -225,7 +221,7 @@ fn changed_since_chosen(state: &State, key: &str) -> Vec<Arc<str>> {
     changed.map(|(name, _)| name.clone()).collect()
 }
 
-fn take_batch(state: &mut State, key: &str, record: Option<&Batch>) -> Option<Arc<str>> {
+fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Option<Arc<str>> {
     let (name, batch) = key.trim_start_matches(keys::BATCHES).split_once('/')?;
     let name: Arc<str> =
         state.hosts.get_key_value(name).map_or_else(|| Arc::from(name), |(name, _)| name.clone());
@@ -236,7 +232,7 @@ fn take_batch(state: &mut State, key: &str, record: Option<&Batch>) -> Option<Ar
             host.open.remove(at);
         }
         for rotation in state.rotations.values_mut() {
-            rotation.batches.remove(&(name.clone(), Box::from(batch)));
+            rotation.remove(name.clone(), batch);
         }
         return None;
     };
@@ -255,19 +251,8 @@ fn take_batch(state: &mut State, key: &str, record: Option<&Batch>) -> Option<Ar
     }
     match rotation {
         Some(number) => {
-            let rotation = state.rotations.entry(number).or_insert_with(|| RotationView {
-                state: crate::domain::rotation::State::Draft,
-                wave: 0,
-                revision: 0,
-                record: Rotation::default(),
-                batches: Default::default(),
-            });
-            let entry = (name.clone(), Box::from(batch));
-            let mut view = BatchView::of(record);
-            if !finished && let Some(old) = rotation.batches.get_mut(&entry) {
-                view.live = std::mem::take(&mut old.live);
-            }
-            rotation.batches.insert(entry, view);
+            let rotation = state.rotations.entry(number).or_insert_with(RotationView::unrevealed);
+            rotation.put(name.clone(), batch, BatchView::of(record));
         }
         None if finished => {
             let failed = record.targets.iter().any(|target| target::is_failure(target.state()));
