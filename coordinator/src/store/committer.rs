@@ -23,10 +23,12 @@ const QUEUE: usize = 4096;
 const MEMBERS: usize = 2048;
 /// Bytes of a group at most, one large member apart.
 const BYTES: usize = 8 * 1024 * 1024;
-/// How long a group gathers under load.
-const WINDOW: Duration = Duration::from_millis(3);
-/// How often it looks whether all of the last group are back.
-const SLICE: Duration = Duration::from_micros(500);
+/// How long a group gathers for each member of the one before it, and at most:
+/// the busier the store, the more a flush is shared.
+const WINDOW_EACH: Duration = Duration::from_micros(500);
+const WINDOW: Duration = Duration::from_millis(10);
+/// How often in a window it looks whether all of the last group are back.
+const LOOKS: u32 = 5;
 
 type Answer = Result<u64, StoreError>;
 
@@ -143,10 +145,11 @@ impl Groups {
         }
         if self.last > 1 {
             let begun = Instant::now();
+            let window = WINDOW.min(WINDOW_EACH * u32::try_from(self.last).unwrap_or(u32::MAX));
             while self.waiting.len() + self.requests.len() < self.last.min(MEMBERS)
-                && begun.elapsed() < WINDOW
+                && begun.elapsed() < window
             {
-                thread::sleep(SLICE);
+                thread::sleep(window / LOOKS);
             }
         }
         while self.waiting.len() < MEMBERS {

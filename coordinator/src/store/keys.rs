@@ -85,13 +85,15 @@ pub fn batches_of(host: &str) -> String {
 }
 
 /// What was issued for the `message`-th CSR message of a batch, from 0: [`super::record::Issued`].
+/// By batch before host: these records are large, written once and hardly ever read,
+/// and those of one rotation share pages that hold nothing else.
 pub fn issued(host: &str, batch: &str, message: usize) -> String {
-    format!("{ISSUED}{host}/{batch}/{message:04}")
+    format!("{ISSUED}{batch}/{host}/{message:04}")
 }
 
 /// Prefix of what was issued for a batch.
 pub fn issued_of(host: &str, batch: &str) -> String {
-    format!("{ISSUED}{host}/{batch}/")
+    format!("{ISSUED}{batch}/{host}/")
 }
 
 /// Entry `sequence` of the audit chain of one coordinator: [`super::record::AuditEntry`].
@@ -101,7 +103,7 @@ pub fn audit(chain: &str, sequence: u64) -> String {
 
 /// The host a key belongs to, for dispatch; `None` for fleet-wide keys.
 pub fn host_of(key: &str) -> Option<&str> {
-    let rest = [HOSTS, INVENTORIES, BATCHES, ISSUED].iter().find_map(|prefix| key.strip_prefix(prefix))?;
+    let rest = [HOSTS, INVENTORIES, BATCHES].iter().find_map(|prefix| key.strip_prefix(prefix))?;
     Some(rest.split_once('/').map_or(rest, |(host, _)| host))
 }
 
