@@ -225,6 +225,21 @@ pub fn word(state: State) -> &'static str {
     }
 }
 
+/// What the audit log calls it.
+pub fn audit_action(event: Event) -> &'static str {
+    match event {
+        Event::Start => "rotation.start",
+        Event::Pause => "rotation.pause",
+        Event::Resume => "rotation.resume",
+        Event::Halt => "rotation.halt",
+        Event::Retry => "rotation.retry",
+        Event::Trail => "rotation.trail",
+        Event::Complete => "rotation.complete",
+        Event::Expire => "rotation.expire",
+        Event::Abort => "rotation.abort",
+    }
+}
+
 fn verb(event: Event) -> &'static str {
     match event {
         Event::Start => "a start",

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use crate::domain::Now;
-use crate::store::{Lease, Presence, Store, StoreError, keys};
+use crate::store::{Commit, Lease, Presence, Store, StoreError, keys};
 use crate::view::View;
 
 /// The clock's part: deadlines, thresholds and absences are looked at this often.
@@ -133,6 +133,16 @@ impl Turn<'_> {
     /// Is work of this rotation still to be done?
     fn is_live(&self, rotation: &str) -> bool {
         self.engine.view.read().is_live(rotation)
+    }
+
+    /// Commits what is right for the records as they were read. When one of them has moved
+    /// meanwhile, such as by a result that arrived, nothing is written and the next turn looks again.
+    async fn commit_unless_moved(&self, commit: Commit) -> Result<(), StoreError> {
+        match self.engine.store.commit(commit).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_conflict() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn take(&self, by_clock: bool) -> Result<(), StoreError> {

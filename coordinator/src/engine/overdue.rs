@@ -39,11 +39,7 @@ pub(super) async fn fail(turn: &Turn<'_>) -> Result<(), StoreError> {
         record.value.finished_at = turn.now;
         tracing::warn!(%host, %batch, "no result in time: failed");
         let commit = Commit::new().lease(turn.lease).at(&key, record.revision).put(&key, &record.value);
-        match turn.engine.store.commit(commit).await {
-            Ok(_) => {}
-            Err(error) if error.is_conflict() => {}
-            Err(error) => return Err(error),
-        }
+        turn.commit_unless_moved(commit).await?;
     }
     Ok(())
 }

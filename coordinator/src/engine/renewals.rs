@@ -104,11 +104,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
             commit = commit.delete(issued);
         }
     }
-    match store.commit(commit).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.is_conflict() => Ok(()),
-        Err(error) => Err(error),
-    }
+    turn.commit_unless_moved(commit).await
 }
 
 /// The number in `batch/<host>/n0000000007-3`.

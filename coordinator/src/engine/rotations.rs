@@ -29,7 +29,7 @@ pub(super) async fn step(turn: &Turn<'_>) -> Result<(), StoreError> {
                 if matches!(event, Event::Complete | Event::Trail) && record.green_at == 0 && verified > 0 {
                     record.green_at = turn.now;
                 }
-                (action(event), note)
+                (rotation::audit_action(event), note)
             }
         };
         tracing::info!(rotation = %id, action, %detail, "rotation");
@@ -91,19 +91,5 @@ fn threshold(record: &Rotation) -> Threshold {
     match record.max_failures {
         0 => Threshold::BasisPoints(record.max_failures_basis_points),
         number => Threshold::Targets(number),
-    }
-}
-
-fn action(event: Event) -> &'static str {
-    match event {
-        Event::Start => "rotation.start",
-        Event::Pause => "rotation.pause",
-        Event::Resume => "rotation.resume",
-        Event::Halt => "rotation.halt",
-        Event::Retry => "rotation.retry",
-        Event::Trail => "rotation.trail",
-        Event::Complete => "rotation.complete",
-        Event::Expire => "rotation.expire",
-        Event::Abort => "rotation.abort",
     }
 }

@@ -28,12 +28,7 @@ pub(super) async fn mark(turn: &Turn<'_>) -> Result<(), StoreError> {
         }
         tracing::warn!(%host, %batch, "host has no session: its targets are stragglers until it is back");
         let commit = Commit::new().lease(turn.lease).at(&key, record.revision).put(&key, &record.value);
-        match turn.engine.store.commit(commit).await {
-            Ok(_) => {}
-            // Its result arrived in this very moment.
-            Err(error) if error.is_conflict() => {}
-            Err(error) => return Err(error),
-        }
+        turn.commit_unless_moved(commit).await?;
     }
     Ok(())
 }

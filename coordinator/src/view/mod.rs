@@ -143,6 +143,12 @@ impl State {
                 .is_some_and(|rotation| !rotation::is_end(rotation.state))
     }
 
+    /// Certificates on record that the authority of this name issued.
+    pub fn issued_by(&self, authority: &str) -> u32 {
+        let key = self.authorities.get(authority);
+        key.map_or(0, |key| self.hosts.values().map(|host| host.issued_by(key)).sum())
+    }
+
     /// Batches of a host that are ordered and unfinished, in the order of their names.
     pub fn ordered(&self, host: &str) -> Vec<Box<str>> {
         let Some(view) = self.hosts.get(host) else {

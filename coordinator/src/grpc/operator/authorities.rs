@@ -23,11 +23,7 @@ impl OperatorService {
             .iter()
             .map(|(key, authority)| {
                 let name = key.trim_start_matches(keys::AUTHORITIES);
-                let issued = state
-                    .authorities
-                    .get(name)
-                    .map_or(0, |key| state.hosts.values().map(|host| host.issued_by(key)).sum());
-                authority_info(name, &authority.value, issued)
+                authority_info(name, &authority.value, state.issued_by(name))
             })
             .collect();
         let root = facts::of_chain(&self.control.managed_root, []).unwrap_or_default();

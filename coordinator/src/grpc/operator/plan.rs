@@ -41,12 +41,7 @@ impl OperatorService {
             None => Vec::new(),
         };
         let info = |name: &str, authority: &Authority| {
-            let state = self.view.read();
-            let issued = state
-                .authorities
-                .get(name)
-                .map_or(0, |key| state.hosts.values().map(|host| host.issued_by(key)).sum());
-            authority_info(name, authority, issued)
+            authority_info(name, authority, self.view.read().issued_by(name))
         };
         Ok(PlanReply {
             compromised: compromised.as_ref().map(|issuer| info(&issuer.name, &issuer.authority.value)),

@@ -77,14 +77,8 @@ impl OperatorService {
     async fn authority(&self, name: &str) -> Result<Option<AuthorityInfo>, Status> {
         let record =
             self.store.get::<Authority>(&keys::authority(name)).await.map_err(|error| status(&error))?;
-        let installations = {
-            let state = self.view.read();
-            state
-                .authorities
-                .get(name)
-                .map_or(0, |key| state.hosts.values().map(|host| host.issued_by(key)).sum())
-        };
-        Ok(record.map(|record| authority_info(name, &record.value, installations)))
+        let issued = self.view.read().issued_by(name);
+        Ok(record.map(|record| authority_info(name, &record.value, issued)))
     }
 
     async fn add_rows(&self, shown: &mut Rotation, suspects: Vec<(String, String)>) -> Result<(), Status> {

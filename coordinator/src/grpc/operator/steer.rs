@@ -45,18 +45,10 @@ impl OperatorService {
         if rotation::is_end(state) {
             record.ended_at = now;
         }
-        let word = match event {
-            Event::Pause => "rotation.pause",
-            Event::Resume => "rotation.resume",
-            Event::Abort => "rotation.abort",
-            Event::Retry | Event::Start | Event::Halt | Event::Trail | Event::Complete | Event::Expire => {
-                "rotation.retry"
-            }
-        };
         let draft = AuditDraft {
             at: now,
             actor: caller.actor(),
-            action: word.into(),
+            action: rotation::audit_action(event).into(),
             object: format!("rotation/{id}"),
             outcome: "done".into(),
             detail: reason.chars().take(MAX_REASON).collect(),
