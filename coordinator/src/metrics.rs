@@ -130,7 +130,8 @@ impl Metrics {
                 | TargetState::Issued
                 | TargetState::Installed
                 | TargetState::Reloaded
-                | TargetState::Straggler => continue,
+                | TargetState::Straggler
+                | TargetState::Excluded => continue,
             };
             self.targets.get_or_create(&StateLabel { state }).inc();
         }

@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// A rotation stands still because too much failed.
     Halted = 3,
-    /// A rotation has stragglers or unserved targets left.
+    /// A rotation has stragglers, unserved or excluded targets left.
     Stragglers = 4,
     /// Policy, role or approval says no.
     Refused = 5,
@@ -37,7 +37,7 @@ Exit codes:
   1  error
   2  usage: the command line or a value in it makes no sense
   3  the rotation is halted: too many targets failed
-  4  stragglers or unserved targets remain
+  4  stragglers, unserved or excluded targets remain
   5  refused by policy, role or approval
   6  replaced but not contained: a relying party still accepts the
      compromised issuer, or was not tested";

@@ -238,6 +238,8 @@ impl Operator for Player {
         show_rotation(v1::RotationRequest) -> Rotation;
         watch_rotation(v1::RotationRequest) -> Items<Rotation> = |player: &Player, _| player.watch();
         control_rotation(v1::ControlRotationRequest) -> Rotation;
+        exclude_host(v1::ExcludeHostRequest) -> Rotation;
+        pace_rotation(v1::PaceRotationRequest) -> Rotation;
         evidence(v1::RotationRequest) -> Items<v1::Chunk>;
         list_authorities(v1::ListAuthoritiesRequest) -> v1::ListAuthoritiesReply;
         prepare_authority(v1::PrepareAuthorityRequest) -> v1::PrepareAuthorityReply;

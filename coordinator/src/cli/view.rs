@@ -56,6 +56,7 @@ pub(crate) fn target_state(state: v1::TargetState) -> &'static str {
         v1::TargetState::RolledBack => "rolled-back",
         v1::TargetState::Held => "held",
         v1::TargetState::Straggler => "straggler",
+        v1::TargetState::Excluded => "excluded",
     }
 }
 

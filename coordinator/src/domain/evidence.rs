@@ -181,6 +181,8 @@ pub struct Residual {
     pub unserved: Vec<TargetRecord>,
     /// Targets that failed, were rolled back or held.
     pub failed: Vec<TargetRecord>,
+    /// Targets that an operator took out: not replaced.
+    pub excluded: Vec<TargetRecord>,
     /// Whoever decides whether to accept the compromised issuer.
     pub relying_parties: Vec<RelyingPartyRecord>,
 }

@@ -10,6 +10,7 @@ pub mod evidence;
 pub mod host;
 pub mod name;
 pub mod policy;
+pub mod remedy;
 pub mod renewal;
 pub mod rotation;
 pub mod selection;

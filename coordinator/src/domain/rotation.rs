@@ -3,7 +3,7 @@
 //! ```text
 //! Draft → AwaitingApproval → Running ⇄ Paused
 //!   Running, Trailing → Halted → Running (resume, retry)
-//!   Running → Trailing (only stragglers and unserved left) → Completed | Expired
+//!   Running → Trailing (only stragglers, unserved and excluded left) → Completed | Expired
 //!   any but the ends → Aborted
 //! ```
 //! [`next`] is asked by the engine whenever something changed; what it answers
@@ -27,11 +27,11 @@ pub enum Event {
     Halt,
     /// Failed targets are tried again.
     Retry,
-    /// Every wave is done but for stragglers and unserved targets.
+    /// Every wave is done but for stragglers, unserved and excluded targets.
     Trail,
     /// Nothing is left to do.
     Complete,
-    /// The deadline passed with work left.
+    /// It ends with work left: the deadline passed, or nothing that is left can be done any more.
     Expire,
     /// An operator ended it.
     Abort,
@@ -123,6 +123,10 @@ pub struct Progress {
     pub stragglers: u32,
     /// Installed, nothing running to prove it.
     pub unserved: u32,
+    /// Of those, renewed since by something else: they cannot be proved any more.
+    pub overtaken: u32,
+    /// Taken out by an operator.
+    pub excluded: u32,
     /// Proved.
     pub verified: u32,
 }
@@ -142,11 +146,9 @@ pub enum Step {
 pub fn next(state: State, progress: &Progress, threshold: Threshold, deadline_at: i64, now: i64) -> Step {
     match state {
         State::Running => running(progress, threshold, deadline_at, now),
-        State::Trailing if progress.working == 0 && progress.stragglers == 0 && progress.unserved == 0 => {
-            finish(progress)
-        }
-        State::Trailing | State::Paused | State::Halted if now >= deadline_at => expire(progress),
-        State::Trailing | State::Paused | State::Halted => Step::Wait,
+        State::Trailing => trailing(progress, deadline_at, now),
+        State::Paused | State::Halted if now >= deadline_at => expire(progress),
+        State::Paused | State::Halted => Step::Wait,
         State::Unspecified
         | State::Draft
         | State::AwaitingApproval
@@ -177,19 +179,46 @@ fn running(progress: &Progress, threshold: Threshold, deadline_at: i64, now: i64
         return Step::OrderWave(progress.wave + 1);
     }
     if progress.stragglers > 0 || progress.unserved > 0 {
+        return Step::Apply(Event::Trail, left(progress));
+    }
+    if progress.failed > 0 {
+        return halt_at_the_end(progress);
+    }
+    if progress.excluded > 0 {
+        return Step::Apply(Event::Trail, left(progress));
+    }
+    Step::Apply(Event::Complete, String::new())
+}
+
+fn trailing(progress: &Progress, deadline_at: i64, now: i64) -> Step {
+    let still = progress.working + progress.stragglers + progress.unserved - progress.overtaken;
+    if still == 0 && progress.failed > 0 {
+        return halt_at_the_end(progress);
+    }
+    if still == 0 && progress.overtaken == 0 && progress.excluded == 0 {
+        return Step::Apply(Event::Complete, String::new());
+    }
+    if now >= deadline_at {
+        return expire(progress);
+    }
+    if still > 0 {
+        return Step::Wait;
+    }
+    if progress.overtaken > 0 {
         return Step::Apply(
-            Event::Trail,
-            format!("{} stragglers, {} unserved targets left", progress.stragglers, progress.unserved),
+            Event::Expire,
+            format!(
+                "{} unserved and {} excluded targets are left and nothing here can prove them any more: what was unserved has been renewed since; rotate those names once more for a proof",
+                progress.unserved, progress.excluded
+            ),
         );
     }
-    finish(progress)
+    // What is excluded is not clean, and may be taken in again until the deadline.
+    Step::Wait
 }
 
 /// Failures below the threshold do not stop waves, but they are no success either.
-fn finish(progress: &Progress) -> Step {
-    if progress.failed == 0 {
-        return Step::Apply(Event::Complete, String::new());
-    }
+fn halt_at_the_end(progress: &Progress) -> Step {
     Step::Apply(
         Event::Halt,
         format!(
@@ -199,12 +228,19 @@ fn finish(progress: &Progress) -> Step {
     )
 }
 
+fn left(progress: &Progress) -> String {
+    format!(
+        "{} stragglers, {} unserved, {} excluded targets left",
+        progress.stragglers, progress.unserved, progress.excluded
+    )
+}
+
 fn expire(progress: &Progress) -> Step {
     Step::Apply(
         Event::Expire,
         format!(
-            "the deadline passed with {} targets in work, {} failed, {} stragglers, {} unserved",
-            progress.working, progress.failed, progress.stragglers, progress.unserved
+            "the deadline passed with {} targets in work, {} failed, {} stragglers, {} unserved, {} excluded",
+            progress.working, progress.failed, progress.stragglers, progress.unserved, progress.excluded
         ),
     )
 }
@@ -298,17 +334,97 @@ mod tests {
         assert!(next(State::Trailing, &failed, SHARE, 100, 1) != Step::Apply(Event::Complete, String::new()));
     }
 
+    #[test]
+    fn what_is_excluded_trails_and_never_completes() {
+        let left = Progress { wave: 2, excluded: 3, ..progress() };
+        assert!(matches!(next(State::Running, &left, SHARE, 100, 1), Step::Apply(Event::Trail, _)));
+        assert_eq!(next(State::Trailing, &left, SHARE, 100, 1), Step::Wait);
+        assert!(matches!(next(State::Trailing, &left, SHARE, 100, 100), Step::Apply(Event::Expire, _)));
+        let early = Progress { wave: 1, ..left };
+        assert_eq!(next(State::Running, &early, SHARE, 100, 1), Step::OrderWave(2), "it holds up no wave");
+    }
+
+    #[test]
+    fn what_was_renewed_since_is_not_waited_for() {
+        let overtaken = Progress { wave: 2, unserved: 2, overtaken: 2, ..progress() };
+        assert!(matches!(next(State::Trailing, &overtaken, SHARE, 100, 1), Step::Apply(Event::Expire, _)));
+        let one_left = Progress { overtaken: 1, ..overtaken };
+        assert_eq!(next(State::Trailing, &one_left, SHARE, 100, 1), Step::Wait);
+    }
+
+    /// Every event in every state, in the order of the states' numbers.
+    #[test]
+    fn the_whole_machine() {
+        use State::*;
+        let no = None;
+        let table: [(Event, [Option<State>; 10]); 9] = [
+            (Event::Start, [no, Some(Running), Some(Running), no, no, no, no, no, no, no]),
+            (Event::Pause, [no, no, no, Some(Paused), no, no, no, no, no, no]),
+            (Event::Resume, [no, no, no, no, Some(Running), Some(Running), no, no, no, no]),
+            (Event::Halt, [no, no, no, Some(Halted), no, no, Some(Halted), no, no, no]),
+            (Event::Retry, [no, no, no, Some(Running), no, Some(Running), Some(Running), no, no, no]),
+            (Event::Trail, [no, no, no, Some(Trailing), no, no, no, no, no, no]),
+            (Event::Complete, [no, no, no, Some(Completed), no, no, Some(Completed), no, no, no]),
+            (
+                Event::Expire,
+                [no, no, no, Some(Expired), Some(Expired), Some(Expired), Some(Expired), no, no, no],
+            ),
+            (
+                Event::Abort,
+                [
+                    no,
+                    Some(Aborted),
+                    Some(Aborted),
+                    Some(Aborted),
+                    Some(Aborted),
+                    Some(Aborted),
+                    Some(Aborted),
+                    no,
+                    no,
+                    no,
+                ],
+            ),
+        ];
+        for (event, row) in table {
+            for (number, wanted) in row.into_iter().enumerate() {
+                let state = State::try_from(number as i32).unwrap();
+                assert_eq!(
+                    apply(state, event),
+                    wanted.ok_or(Rejected { state, event }),
+                    "{state:?} {event:?}"
+                );
+            }
+        }
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        proptest::sample::select(vec![
+            Event::Start,
+            Event::Pause,
+            Event::Resume,
+            Event::Halt,
+            Event::Retry,
+            Event::Trail,
+            Event::Complete,
+            Event::Expire,
+            Event::Abort,
+        ])
+    }
+
     fn any_progress() -> impl Strategy<Value = Progress> {
-        (1u32..5, 0u32..5, 0u32..9, 0u32..9, 0u32..9, 0u32..9, 0u32..3, 0u32..3).prop_map(
-            |(waves, wave, attempted, working, failed, accepted, stragglers, unserved)| Progress {
+        let left = (0u32..3, 0u32..3, 0u32..3, 0u32..3);
+        (1u32..5, 0u32..5, 0u32..9, 0u32..9, 0u32..9, 0u32..9, left).prop_map(
+            |(waves, wave, attempted, working, failed, accepted, left)| Progress {
                 waves,
                 wave: wave.min(waves),
                 attempted: attempted.max(working + failed),
                 working,
                 failed,
                 accepted,
-                stragglers,
-                unserved,
+                stragglers: left.0,
+                unserved: left.1.max(left.2),
+                overtaken: left.2,
+                excluded: left.3,
                 verified: 0,
             },
         )
@@ -329,8 +445,30 @@ mod tests {
         fn complete_means_clean(number in 1i32..=9, progress in any_progress(), now in 0i64..3) {
             let state = State::try_from(number).unwrap();
             if let Step::Apply(Event::Complete, _) = next(state, &progress, SHARE, 1, now) {
-                prop_assert_eq!(progress.failed + progress.stragglers + progress.unserved + progress.working, 0);
+                let left = progress.stragglers + progress.unserved + progress.excluded;
+                prop_assert_eq!(progress.failed + progress.working + left, 0);
             }
+        }
+
+        /// What an operator and the engine may do in any order: the ends are final, and from
+        /// everywhere else there is a way on, for the operator or by the deadline.
+        #[test]
+        fn no_way_leads_nowhere(events in proptest::collection::vec(any_event(), 0..40)) {
+            let mut state = State::Running;
+            for event in events {
+                let before = state;
+                if let Ok(next) = apply(state, event) { state = next; }
+                prop_assert!(!is_end(before) || state == before);
+                prop_assert!(is_end(state) || apply(state, Event::Abort) == Ok(State::Aborted));
+                prop_assert!(is_end(state) || apply(state, Event::Expire) == Ok(State::Expired));
+            }
+        }
+
+        /// At its deadline no rotation goes on waiting, but for what a halt makes of failures.
+        #[test]
+        fn the_deadline_ends_the_waiting(number in 3i32..=6, progress in any_progress()) {
+            let state = State::try_from(number).unwrap();
+            prop_assert!(next(state, &progress, SHARE, 1, 1) != Step::Wait, "{state:?} {progress:?}");
         }
     }
 }

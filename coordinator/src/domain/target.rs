@@ -5,6 +5,7 @@
 //!    any of these ── Fail ──▶ Failed → RolledBack | Held
 //!    Pending, Ordered … Reloaded ── Lose ──▶ Straggler ── (reconnects) ──▶ any end
 //!    Unserved ── its consumer starts ──▶ Verified | Failed
+//!    all but Verified ── Exclude ──▶ Excluded ── (proved after all) ──▶ Verified
 //! ```
 //! `Installed` and `Reloaded` live on the agent and come back with the result,
 //! so the coordinator may see any later state directly.
@@ -26,6 +27,8 @@ pub enum Event {
     Lose,
     /// A step forward, or an end, as the agent reports it.
     Report(State),
+    /// An operator took its host out of the rotation.
+    Exclude,
 }
 
 /// An event that cannot happen in a state.
@@ -42,7 +45,25 @@ pub struct Rejected {
 pub fn apply(state: State, event: Event) -> Result<State, Rejected> {
     let rejected = Err(Rejected { state, event });
     match (state, event) {
+        // No agent can say so of itself.
+        (_, Event::Report(State::Excluded)) => rejected,
         (State::Pending, Event::Order) => Ok(State::Ordered),
+        (
+            State::Pending
+            | State::Ordered
+            | State::Requested
+            | State::Issued
+            | State::Installed
+            | State::Reloaded
+            | State::Straggler
+            | State::Unserved
+            | State::Failed
+            | State::RolledBack
+            | State::Held,
+            Event::Exclude,
+        ) => Ok(State::Excluded),
+        // What was under way when it was excluded, and is proved all the same.
+        (State::Excluded, Event::Report(State::Verified)) => Ok(State::Verified),
         (
             State::Pending
             | State::Ordered
@@ -85,8 +106,9 @@ pub fn apply(state: State, event: Event) -> Result<State, Rejected> {
             | State::Failed
             | State::RolledBack
             | State::Held
-            | State::Straggler,
-            Event::Order | Event::Lose | Event::Report(_),
+            | State::Straggler
+            | State::Excluded,
+            Event::Order | Event::Lose | Event::Report(_) | Event::Exclude,
         ) => rejected,
     }
 }
@@ -112,7 +134,12 @@ pub fn pending(installation: &Installation, serial: impl Into<Vec<u8>>) -> Targe
 /// No more work is due for it.
 pub fn is_end(state: State) -> bool {
     match state {
-        State::Verified | State::Unserved | State::Failed | State::RolledBack | State::Held => true,
+        State::Verified
+        | State::Unserved
+        | State::Failed
+        | State::RolledBack
+        | State::Held
+        | State::Excluded => true,
         State::Unspecified
         | State::Pending
         | State::Ordered
@@ -139,7 +166,7 @@ fn rank(state: State) -> u8 {
         State::Issued => 5,
         State::Installed => 6,
         State::Reloaded => 7,
-        State::Unserved | State::Failed => 8,
+        State::Unserved | State::Failed | State::Excluded => 8,
         State::RolledBack | State::Held | State::Verified => 9,
     }
 }
@@ -150,11 +177,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_state() -> impl Strategy<Value = State> {
-        (1i32..=12).prop_map(|number| State::try_from(number).unwrap())
+        (1i32..=13).prop_map(|number| State::try_from(number).unwrap())
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
-        prop_oneof![Just(Event::Order), Just(Event::Lose), any_state().prop_map(Event::Report)]
+        prop_oneof![
+            Just(Event::Order),
+            Just(Event::Lose),
+            Just(Event::Exclude),
+            any_state().prop_map(Event::Report)
+        ]
     }
 
     #[test]
@@ -177,6 +209,20 @@ mod tests {
     fn a_straggler_catches_up() {
         let state = apply(State::Pending, Event::Lose).unwrap();
         assert_eq!(apply(state, Event::Report(State::Verified)), Ok(State::Verified));
+    }
+
+    #[test]
+    fn excluded_until_it_is_proved() {
+        for state in (1i32..=12).map(|number| State::try_from(number).unwrap()) {
+            let excluded = apply(state, Event::Exclude);
+            assert_eq!(excluded.is_ok(), state != State::Verified, "{state:?}");
+            assert!(apply(state, Event::Report(State::Excluded)).is_err(), "{state:?}");
+        }
+        for state in (1i32..=13).map(|number| State::try_from(number).unwrap()) {
+            let reported = apply(State::Excluded, Event::Report(state));
+            assert_eq!(reported.is_ok(), state == State::Verified, "{state:?}");
+        }
+        assert!(is_end(State::Excluded) && !is_failure(State::Excluded));
     }
 
     proptest! {

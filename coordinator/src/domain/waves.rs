@@ -13,11 +13,14 @@ pub enum WavesError {
     #[error("waves {0:?} must rise, from 1 host or 1% upwards")]
     Order(String),
     /// Too many.
-    #[error("{0} waves are more than the 50 allowed")]
+    #[error("{0} waves are too many: a list has at most 50, a rotation whose pace was changed 500")]
     Count(usize),
     /// The last wave leaves hosts out.
     #[error("waves {0:?} must end with 100%, or hosts would be left out")]
     End(String),
+    /// A pace for what is ordered already.
+    #[error("every wave is ordered already: there is no pace left to change")]
+    Ordered,
     /// Not a threshold.
     #[error("{0:?} is neither a number of targets nor a share such as 2%, up to 100%")]
     Threshold(String),
@@ -73,6 +76,36 @@ impl Waves {
     }
 }
 
+/// Waves of a rotation that runs: cumulative numbers of hosts, and how many of the waves are ordered.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace<'a> {
+    /// As ordered.
+    pub waves: &'a [u32],
+    /// The first so many cannot be changed any more.
+    pub ordered: u32,
+}
+
+impl Pace<'_> {
+    /// What is ordered stays, the rest follows the new list. Its numbers and shares are
+    /// of all hosts of the rotation, as in the first list; those that are reached already count no more.
+    pub fn change(self, to: &Waves) -> Result<Vec<u32>, WavesError> {
+        let hosts = self.waves.last().copied().unwrap_or(0);
+        let mut waves: Vec<u32> = self.waves.iter().take(self.ordered as usize).copied().collect();
+        let reached = waves.last().copied().unwrap_or(0);
+        if reached >= hosts {
+            return Err(WavesError::Ordered);
+        }
+        waves.extend(to.sizes(hosts).into_iter().filter(|size| *size > reached));
+        if waves.len() > MAX_CHANGED {
+            return Err(WavesError::Count(waves.len()));
+        }
+        Ok(waves)
+    }
+}
+
+/// Waves of a rotation at most, however often its pace is changed.
+const MAX_CHANGED: usize = 500;
+
 /// The halt threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threshold {
@@ -102,6 +135,15 @@ impl std::str::FromStr for Threshold {
 }
 
 impl Threshold {
+    /// Hundredths of a percent, and targets: one of them is 0, as a rotation's record has it.
+    pub fn as_record(self) -> (u32, u32) {
+        match self {
+            Self::BasisPoints(share) => (share, 0),
+            // 0 targets means the first failure, and must not read as "the share counts".
+            Self::Targets(number) => (0, number.max(1)),
+        }
+    }
+
     /// Do `failed` of `attempted` targets halt the rotation? At least one failure is needed.
     pub fn halts(self, failed: u32, attempted: u32) -> bool {
         let limit = match self {
@@ -171,7 +213,33 @@ mod tests {
         assert!(threshold.halts(20, 1000));
     }
 
+    #[test]
+    fn another_pace_for_what_is_left() {
+        let pace = |ordered| Pace { waves: &[1, 10, 100], ordered };
+        assert_eq!(pace(1).change(&"1,5,25%,100%".parse().unwrap()), Ok(vec![1, 5, 25, 100]));
+        assert_eq!(pace(2).change(&"1,5,25%,100%".parse().unwrap()), Ok(vec![1, 10, 25, 100]));
+        assert_eq!(pace(2).change(&"100%".parse().unwrap()), Ok(vec![1, 10, 100]));
+        assert_eq!(pace(3).change(&"100%".parse().unwrap()), Err(WavesError::Ordered));
+        let many: Vec<u32> = (1..=499).chain([10_000]).collect();
+        let full = Pace { waves: &many, ordered: 499 };
+        assert_eq!(full.change(&"90%,100%".parse().unwrap()), Err(WavesError::Count(501)));
+    }
+
     proptest! {
+        #[test]
+        fn a_changed_pace_keeps_what_is_ordered_and_reaches_all(
+            hosts in 1u32..5_000, first in 1u32..50, share in 1u32..99, ordered in 0u32..4, other in 1u32..99,
+        ) {
+            let waves = format!("{first},{share}%,100%").parse::<Waves>().unwrap().sizes(hosts);
+            let to = format!("{other}%,100%").parse::<Waves>().unwrap();
+            if let Ok(changed) = (Pace { waves: &waves, ordered }).change(&to) {
+                let kept = waves.len().min(ordered as usize);
+                prop_assert_eq!(&changed[..kept], &waves[..kept]);
+                prop_assert_eq!(changed.last(), Some(&hosts));
+                prop_assert!(changed.windows(2).all(|pair| pair[0] < pair[1]));
+            }
+        }
+
         #[test]
         fn sizes_rise_to_all(hosts in 1u32..100_000, first in 1u32..50, share in 1u32..99) {
             let sizes = format!("{first},{share}%,100%").parse::<Waves>().unwrap().sizes(hosts);

@@ -20,21 +20,26 @@ use crate::store::{AuditDraft, Commit, StoreError, keys};
 pub(super) async fn add(turn: &Turn<'_>) -> Result<(), StoreError> {
     let mut moved = turn.engine.view.take_moved();
     while let Some(host) = moved.pop_first() {
-        for wanted in concerned(turn, &host) {
-            let looked = super::pass_over(&host, look(turn, &host, &wanted).await);
-            if let Err(error) = looked {
-                moved.insert(host);
-                turn.engine.view.put_moved(moved);
-                return Err(error);
-            }
+        if let Err(error) = super::pass_over(&host, look_at(turn, &host).await) {
+            moved.insert(host);
+            turn.engine.view.put_moved(moved);
+            return Err(error);
         }
     }
     Ok(())
 }
 
+/// A host whose inventory has changed.
+async fn look_at(turn: &Turn<'_>, host: &str) -> Result<(), StoreError> {
+    for wanted in concerned(turn, host) {
+        look(turn, host, &wanted).await?;
+    }
+    super::overtaken::note(turn, host).await
+}
+
 struct Wanted {
     rotation: String,
-    wave: u32,
+    place: u32,
     issuer: IssuerKey,
     on_failure: OnFailure,
     traceparent: String,
@@ -51,6 +56,7 @@ fn concerned(turn: &Turn<'_>, host: &str) -> Vec<Wanted> {
         let record = &rotation.record;
         if !rotation::accepts_work(rotation.state)
             || !record.selection.as_ref().is_some_and(selection::means_every_certificate)
+            || record.excludes(host)
         {
             continue;
         }
@@ -58,7 +64,7 @@ fn concerned(turn: &Turn<'_>, host: &str) -> Vec<Wanted> {
         if view.issued_by(issuer) > 0 {
             found.push(Wanted {
                 rotation: format!("r{number}"),
-                wave: rotation.wave,
+                place: rotation.reach,
                 issuer: issuer.clone(),
                 on_failure: record.on_failure(),
                 traceparent: record.traceparent.clone(),
@@ -96,7 +102,7 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
         let key = keys::batch(host, &name);
         let record = Batch {
             rotation: wanted.rotation.clone(),
-            wave: wanted.wave,
+            place: wanted.place,
             targets: chunk.iter().map(|installation| target::pending(installation, serial())).collect(),
             created_at: turn.now,
             traceparent: wanted.traceparent.clone(),
@@ -115,7 +121,7 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
         // With the rotation's own record: whoever would complete it meanwhile has to look again.
         let rotation_key = keys::rotation(&wanted.rotation);
         let Some(mut rotation) = store.get::<Rotation>(&rotation_key).await? else { return Ok(()) };
-        if !rotation::accepts_work(rotation.value.state()) {
+        if !rotation::accepts_work(rotation.value.state()) || rotation.value.excludes(host) {
             return Ok(());
         }
         rotation.value.batches += 1;

@@ -8,13 +8,17 @@
 //! - [`rotations`]: orders waves, halts, trails, completes.
 //! - [`stragglers`]: names hosts that are away when they are ordered.
 //! - [`overdue`]: gives up on results that never come.
+//! - [`excluded`]: takes out the targets of hosts that an operator excluded.
+//! - [`overtaken`]: notes which unserved targets nothing can prove any more.
 //! - [`missed`]: finds targets that a running rotation did not know of.
 //! - [`renewals`]: orders what is due by plan.
 //! - [`orphans`]: removes batches of rotations that never began.
 
+mod excluded;
 mod missed;
 mod orphans;
 mod overdue;
+mod overtaken;
 mod renewals;
 mod rotations;
 mod stragglers;
@@ -148,6 +152,7 @@ impl Turn<'_> {
     async fn take(&self, by_clock: bool) -> Result<(), StoreError> {
         // What was missed first: a rotation must not complete over it.
         missed::add(self).await?;
+        excluded::take_out(self).await?;
         rotations::step(self).await?;
         if by_clock {
             stragglers::mark(self).await?;

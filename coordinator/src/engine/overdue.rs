@@ -58,7 +58,7 @@ fn overdue(turn: &Turn<'_>) -> Vec<(String, String)> {
             match open.rotation.map(|number| state.rotations.get(&number)) {
                 None => Some((open, 0)),
                 Some(Some(rotation))
-                    if rotation::accepts_work(rotation.state) && open.wave <= rotation.wave =>
+                    if rotation::accepts_work(rotation.state) && open.place <= rotation.reach =>
                 {
                     Some((open, rotation.record.wave_at))
                 }

@@ -71,7 +71,8 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
         .iter()
         .flat_map(|(_, chunk)| &chunk.value.installations)
         .filter(|installation| {
-            renewal::due_at(host, &installation.id, installation.certificate.as_ref().map(renewal::life)) <= turn.now
+            renewal::due_at(host, &installation.id, installation.certificate.as_ref().map(renewal::life))
+                <= turn.now
         })
         .filter(|installation| !open.contains(installation.id.as_str()))
         .take(target::PER_BATCH)

@@ -43,7 +43,7 @@ fn absent(turn: &Turn<'_>) -> Vec<(String, String)> {
             continue;
         }
         for ((host, batch), view) in &rotation.batches {
-            if view.finished || view.straggling || view.wave > rotation.wave {
+            if view.finished || view.straggling || view.place > rotation.reach {
                 continue;
             }
             let since = engine.presence.absent_since(host, engine.started_at);

@@ -167,7 +167,9 @@ impl Results {
     async fn issued(&self, host: &str, batch: &str) -> Result<Fingerprints, Status> {
         let issued = self.store.range::<Issued>(&keys::issued_of(host, batch)).await;
         let mut fingerprints = Fingerprints::default();
-        for leaf in issued.map_err(|error| status(&error))?.iter().flat_map(|(_, issued)| &issued.value.leaves) {
+        for leaf in
+            issued.map_err(|error| status(&error))?.iter().flat_map(|(_, issued)| &issued.value.leaves)
+        {
             fingerprints.add(&leaf.installation, &leaf.certificate);
         }
         Ok(fingerprints)
@@ -353,7 +355,7 @@ fn judge(proof: &v1::TargetProof, issued: &Fingerprints) -> (TargetState, Option
         return (TargetState::Failed, Some(failure("not-served", reason)), 0);
     }
     match proof.state() {
-        state if target::is_end(state) => {
+        state if target::is_end(state) && state != TargetState::Excluded => {
             // Without an endpoint nobody has seen it served.
             let most = if proof.endpoints.is_empty() { Grade::ReloadObserved } else { Grade::PeerObserved };
             (state, proof.failure.clone(), proof.grade.min(most.into()))

@@ -67,7 +67,9 @@ pub enum IssuanceError {
     #[error("no authority is active: activate one with `reseal authority activate`")]
     NoAuthority,
     /// A batch was asked for again and again.
-    #[error("batch {batch} of host {host} was asked for {MAX_MESSAGES} times, each time with other keys: no more is issued for it; look at the agent's log")]
+    #[error(
+        "batch {batch} of host {host} was asked for {MAX_MESSAGES} times, each time with other keys: no more is issued for it; look at the agent's log"
+    )]
     Often {
         /// The host.
         host: String,
@@ -284,7 +286,7 @@ impl Issuance {
         if batch.rotation.is_empty() {
             return Ok(());
         }
-        let Some((state, wave)) = self.rotation(&batch.rotation).await? else {
+        let Some((state, reach)) = self.rotation(&batch.rotation).await? else {
             return refuse("belongs to a rotation that is not on record");
         };
         if !rotation::accepts_work(state) {
@@ -294,13 +296,13 @@ impl Issuance {
                 rotation::word(state)
             ));
         }
-        if batch.wave > wave {
+        if batch.place > reach {
             return refuse("is in a wave that is not ordered yet");
         }
         Ok(())
     }
 
-    /// State of a rotation and the waves it has ordered. Kept while it takes work.
+    /// State of a rotation and the hosts it has ordered. Kept while it takes work.
     async fn rotation(&self, id: &str) -> Result<Option<(rotation::State, u32)>, IssuanceError> {
         if let Some(known) = self.cached(|cache| cache.rotations.get(id).copied()) {
             return Ok(Some(known));
@@ -309,7 +311,7 @@ impl Issuance {
         let Some(record) = self.store.get::<record::Rotation>(&keys::rotation(id)).await? else {
             return Ok(None);
         };
-        let known = (record.value.state(), record.value.wave);
+        let known = (record.value.state(), record.value.reach());
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         if Some(cache.generation) == generation && rotation::accepts_work(known.0) {
             cache.rotations.insert(id.to_owned(), known);
@@ -338,8 +340,7 @@ impl Issuance {
             if authority.value.state() == record::AuthorityState::Active {
                 let name = key.trim_start_matches(keys::AUTHORITIES);
                 let builtin = Arc::new(Builtin::load(name, &authority, &self.keyring, self.cores.clone())?);
-                self.cache.write().unwrap_or_else(PoisonError::into_inner).builtin =
-                    Some(builtin.clone());
+                self.cache.write().unwrap_or_else(PoisonError::into_inner).builtin = Some(builtin.clone());
                 return Ok(builtin);
             }
         }

@@ -13,9 +13,9 @@ pub struct BatchOutline {
     /// Empty for a planned renewal.
     #[prost(string, tag = "1")]
     pub rotation: String,
-    /// 1-based wave of the rotation.
+    /// Its host's place in the rotation's order.
     #[prost(uint32, tag = "2")]
-    pub wave: u32,
+    pub place: u32,
     /// The targets.
     #[prost(message, repeated, tag = "3")]
     pub targets: Vec<TargetOutline>,
@@ -39,6 +39,9 @@ pub struct TargetOutline {
     /// A [`v1::Grade`].
     #[prost(enumeration = "v1::Grade", tag = "10")]
     pub grade: i32,
+    /// It was renewed since.
+    #[prost(bool, tag = "12")]
+    pub overtaken: bool,
 }
 
 /// What the projection wants of a chunk of a [`super::record::Inventory`].
@@ -94,12 +97,13 @@ mod tests {
     fn reads_what_the_full_records_say() {
         let batch = Batch {
             rotation: "r7".into(),
-            wave: 3,
+            place: 3,
             targets: vec![Target {
                 installation: "/srv/tls/site.crt".into(),
                 state: v1::TargetState::Verified.into(),
                 superseded: true,
                 grade: v1::Grade::Probe.into(),
+                overtaken: true,
                 ..Target::default()
             }],
             finished_at: 99,
@@ -109,9 +113,12 @@ mod tests {
         };
         let outline = BatchOutline::decode(&batch.encode_to_vec()[..]).unwrap();
         let target = outline.targets[0];
-        assert_eq!((outline.rotation.as_str(), outline.wave, outline.finished_at), ("r7", 3, 99));
-        assert_eq!((outline.attempt, target.state(), target.superseded), (4, v1::TargetState::Verified, true));
-        assert_eq!(target.grade(), v1::Grade::Probe);
+        assert_eq!((outline.rotation.as_str(), outline.place, outline.finished_at), ("r7", 3, 99));
+        assert_eq!(
+            (outline.attempt, target.state(), target.superseded),
+            (4, v1::TargetState::Verified, true)
+        );
+        assert_eq!((target.grade(), target.overtaken), (v1::Grade::Probe, true));
 
         let facts = v1::CertificateFacts {
             authority_key_id: vec![1; 20],

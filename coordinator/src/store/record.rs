@@ -323,6 +323,23 @@ pub struct Rotation {
     /// The store's revision when the targets were chosen: inventories that are newer are looked at again.
     #[prost(uint64, tag = "24")]
     pub chosen_at_revision: u64,
+    /// Hosts that an operator took out: their targets are [`v1::TargetState::Excluded`], and what
+    /// turns up on them later does not join.
+    #[prost(message, repeated, tag = "25")]
+    pub excluded: Vec<v1::ExcludedHost>,
+}
+
+impl Rotation {
+    /// Hosts whose targets are ordered so far: those with a [`Batch::place`] up to this.
+    pub fn reach(&self) -> u32 {
+        let ordered = self.waves.iter().take(self.wave as usize);
+        ordered.last().copied().unwrap_or(0)
+    }
+
+    /// An operator took this host out.
+    pub fn excludes(&self, host: &str) -> bool {
+        self.excluded.iter().any(|excluded| excluded.host == host)
+    }
 }
 
 /// Up to 50 targets of one host: the durable unit of work.
@@ -331,9 +348,9 @@ pub struct Batch {
     /// Empty for a planned renewal.
     #[prost(string, tag = "1")]
     pub rotation: String,
-    /// 1-based wave of the rotation.
+    /// Its host's place in the rotation's order, 1-based: it is ordered with the wave that reaches so far.
     #[prost(uint32, tag = "2")]
-    pub wave: u32,
+    pub place: u32,
     /// The targets.
     #[prost(message, repeated, tag = "3")]
     pub targets: Vec<Target>,
@@ -396,6 +413,12 @@ pub struct Target {
     /// Serial its first certificate will have: the intent, on record before anything is signed.
     #[prost(bytes = "vec", tag = "11")]
     pub serial: Vec<u8>,
+    /// Unserved, and renewed before it could be proved: nothing proves it any more.
+    #[prost(bool, tag = "12")]
+    pub overtaken: bool,
+    /// The batch that renewed it.
+    #[prost(string, tag = "13")]
+    pub overtaken_by: String,
 }
 
 /// What was signed for one CSR message; before that, what is about to be signed

@@ -12,7 +12,7 @@ use crate::store::record::Rotation;
 
 /// Targets by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts([u16; 13]);
+pub struct Counts([u16; 14]);
 
 impl Counts {
     /// One more in this state.
@@ -41,12 +41,14 @@ impl Counts {
 /// What is kept of a batch.
 #[derive(Clone, Debug)]
 pub struct BatchView {
-    /// Its wave.
-    pub wave: u32,
+    /// Its host's place in the rotation's order.
+    pub place: u32,
     /// Its targets, superseded ones left out.
     pub counts: Counts,
     /// Verified ones by grade: handshake or better, weaker.
     pub probed: u16,
+    /// Unserved ones that were renewed since: they cannot be proved any more.
+    pub overtaken: u16,
     /// Its result is on record.
     pub finished: bool,
     /// Its host was away when it was ordered.
@@ -73,18 +75,22 @@ impl BatchView {
     /// Summarises a record.
     pub(super) fn of(record: &BatchOutline) -> Self {
         let mut counts = Counts::default();
-        let mut probed = 0;
+        let (mut probed, mut overtaken) = (0, 0);
         for target in record.targets.iter().filter(|target| !target.superseded) {
             counts.add(target.state());
             if target.state() == TargetState::Verified && target.grade() as i32 >= Grade::Probe as i32 {
                 probed += 1;
             }
+            if target.state() == TargetState::Unserved && target.overtaken {
+                overtaken += 1;
+            }
         }
         let finished = record.finished_at != 0;
         Self {
-            wave: record.wave,
+            place: record.place,
             counts,
             probed,
+            overtaken,
             finished,
             straggling: !finished && counts.of(TargetState::Straggler) > 0,
             live: BTreeMap::new(),
@@ -97,19 +103,19 @@ impl BatchView {
 pub struct RotationView {
     /// Its state.
     pub state: rotation::State,
-    /// Waves ordered so far.
-    pub wave: u32,
+    /// Hosts ordered so far.
+    pub reach: u32,
     /// Its record's revision.
     pub revision: u64,
     /// The record; small.
     pub record: Rotation,
     /// Its batches, by host and name; changed by [`RotationView::put`] and [`RotationView::remove`].
     pub batches: BTreeMap<(Arc<str>, Box<str>), BatchView>,
-    /// What the batches of each wave add up to.
-    waves: BTreeMap<u32, Sums>,
+    /// What the batches that are ordered add up to.
+    ordered: Sums,
 }
 
-/// Targets of one wave.
+/// Targets of the batches that are ordered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sums {
     attempted: u32,
@@ -117,12 +123,15 @@ struct Sums {
     stragglers: u32,
     failed: u32,
     unserved: u32,
+    overtaken: u32,
+    excluded: u32,
     verified: u32,
 }
 
 impl Sums {
     fn of(batch: &BatchView) -> Self {
-        let all = batch.counts.sum(|_| true);
+        let excluded = batch.counts.of(TargetState::Excluded);
+        let all = batch.counts.sum(|_| true) - excluded;
         let if_so = |so: bool| if so { all } else { 0 };
         Self {
             attempted: if_so(!batch.straggling),
@@ -130,6 +139,8 @@ impl Sums {
             stragglers: if_so(batch.straggling),
             failed: batch.counts.sum(target::is_failure),
             unserved: batch.counts.of(TargetState::Unserved),
+            overtaken: u32::from(batch.overtaken),
+            excluded,
             verified: batch.counts.of(TargetState::Verified),
         }
     }
@@ -140,6 +151,8 @@ impl Sums {
         self.stragglers = change(self.stragglers, other.stragglers);
         self.failed = change(self.failed, other.failed);
         self.unserved = change(self.unserved, other.unserved);
+        self.overtaken = change(self.overtaken, other.overtaken);
+        self.excluded = change(self.excluded, other.excluded);
         self.verified = change(self.verified, other.verified);
     }
 }
@@ -149,18 +162,24 @@ impl RotationView {
     pub(super) fn unrevealed() -> Self {
         Self {
             state: rotation::State::Draft,
-            wave: 0,
+            reach: 0,
             revision: 0,
             record: Rotation::default(),
             batches: BTreeMap::new(),
-            waves: BTreeMap::new(),
+            ordered: Sums::default(),
         }
     }
 
     /// Takes a record; keeps the batches.
     pub(super) fn take_record(&mut self, record: Rotation, revision: u64) {
         self.state = record.state();
-        self.wave = record.wave;
+        if self.reach != record.reach() {
+            self.reach = record.reach();
+            self.ordered = Sums::default();
+            for batch in self.batches.values().filter(|batch| batch.place <= self.reach) {
+                self.ordered.each(Sums::of(batch), u32::saturating_add);
+            }
+        }
         self.revision = revision;
         self.record = record;
     }
@@ -172,32 +191,43 @@ impl RotationView {
             if !batch.finished {
                 batch.live = std::mem::take(&mut old.live);
             }
-            let sums = Sums::of(old);
-            self.waves.entry(old.wave).or_default().each(sums, u32::saturating_sub);
+            if old.place <= self.reach {
+                self.ordered.each(Sums::of(old), u32::saturating_sub);
+            }
         }
-        self.waves.entry(batch.wave).or_default().each(Sums::of(&batch), u32::saturating_add);
+        if batch.place <= self.reach {
+            self.ordered.each(Sums::of(&batch), u32::saturating_add);
+        }
         self.batches.insert(key, batch);
     }
 
     /// Forgets a batch that is on record no more.
     pub(super) fn remove(&mut self, host: Arc<str>, name: &str) {
-        if let Some(old) = self.batches.remove(&(host, Box::from(name))) {
-            self.waves.entry(old.wave).or_default().each(Sums::of(&old), u32::saturating_sub);
+        if let Some(old) = self.batches.remove(&(host, Box::from(name)))
+            && old.place <= self.reach
+        {
+            self.ordered.each(Sums::of(&old), u32::saturating_sub);
         }
+    }
+
+    /// Its batches on one host, by name.
+    pub fn batches_of<'a>(&'a self, host: &'a str) -> impl Iterator<Item = (&'a str, &'a BatchView)> {
+        let from = (Arc::from(host), Box::from(""));
+        let batches = self.batches.range(from..).take_while(move |((name, _), _)| **name == *host);
+        batches.map(|((_, batch), view)| (&**batch, view))
     }
 
     /// What the domain asks about.
     pub fn progress(&self) -> Progress {
-        let mut sums = Sums::default();
-        for (_, wave) in self.waves.range(..=self.wave) {
-            sums.each(*wave, u32::saturating_add);
-        }
+        let sums = self.ordered;
         Progress {
             waves: u32::try_from(self.record.waves.len()).unwrap_or(u32::MAX),
-            wave: self.wave,
+            wave: self.record.wave,
             accepted: self.record.failures_accepted,
             failed: sums.failed,
             unserved: sums.unserved,
+            overtaken: sums.overtaken,
+            excluded: sums.excluded,
             verified: sums.verified,
             stragglers: sums.stragglers,
             attempted: sums.attempted,
@@ -211,7 +241,7 @@ impl RotationView {
         let mut sums = BTreeMap::new();
         for batch in self.batches.values() {
             for (state, number) in batch.shown().iter() {
-                let ordered = batch.wave <= self.wave && !rotation::is_end(self.state);
+                let ordered = batch.place <= self.reach && !rotation::is_end(self.state);
                 let state =
                     if state == TargetState::Pending && ordered { TargetState::Ordered } else { state };
                 *sums.entry(state as u32).or_insert(0) += number;

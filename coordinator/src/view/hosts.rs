@@ -48,8 +48,8 @@ pub struct OpenBatch {
     pub batch: Box<str>,
     /// Its rotation's number; `None`: a planned renewal.
     pub rotation: Option<u64>,
-    /// Its wave.
-    pub wave: u32,
+    /// Its host's place in the rotation's order.
+    pub place: u32,
 }
 
 impl HostView {

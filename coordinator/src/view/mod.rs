@@ -159,7 +159,7 @@ impl State {
             .filter(|open| match open.rotation {
                 None => true,
                 Some(rotation) => self.rotations.get(&rotation).is_some_and(|rotation| {
-                    rotation::accepts_work(rotation.state) && open.wave <= rotation.wave
+                    rotation::accepts_work(rotation.state) && open.place <= rotation.reach
                 }),
             })
             .map(|open| open.batch.clone())

@@ -199,13 +199,13 @@ fn take_rotation(state: &mut State, key: &str, record: Option<(Rotation, u64)>) 
         return Vec::new();
     };
     let rotation = state.rotations.entry(number).or_insert_with(RotationView::unrevealed);
-    let moved = record.wave != rotation.wave || record.state() != rotation.record.state();
+    let moved = record.reach() != rotation.reach || record.state() != rotation.record.state();
     rotation.take_record(record, revision);
     if !moved {
         return Vec::new();
     }
-    let wave = rotation.wave;
-    let open = rotation.batches.iter().filter(|(_, batch)| !batch.finished && batch.wave <= wave);
+    let reach = rotation.reach;
+    let open = rotation.batches.iter().filter(|(_, batch)| !batch.finished && batch.place <= reach);
     open.map(|((host, _), _)| host.clone()).collect()
 }
 
@@ -243,7 +243,7 @@ fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Op
     }
     match (was_open, finished) {
         (None, false) => {
-            host.open.push(OpenBatch { batch: batch.into(), rotation, wave: record.wave });
+            host.open.push(OpenBatch { batch: batch.into(), rotation, place: record.place });
             host.open.sort_by(|a, b| a.batch.cmp(&b.batch));
         }
         (Some(at), true) => drop(host.open.remove(at)),

@@ -62,7 +62,7 @@ struct VerifiedView<'a> {
     warnings: &'a [String],
 }
 
-const CSV: [&str; 20] = [
+const CSV: [&str; 21] = [
     "valid",
     "fleet",
     "rotation",
@@ -82,6 +82,7 @@ const CSV: [&str; 20] = [
     "summary.stragglers",
     "summary.unserved",
     "summary.pending",
+    "summary.excluded",
     "summary.endpoints",
 ];
 
@@ -244,6 +245,7 @@ fn text(verified: &Verified) -> Text {
         ("Stragglers", &residual.stragglers),
         ("Unserved", &residual.unserved),
         ("Without a result", &residual.pending),
+        ("Excluded, not replaced", &residual.excluded),
     ] {
         text = text.then(rows_text(title, rows));
     }

@@ -75,6 +75,35 @@ pub(crate) enum RotationCommand {
         /// Why, for the audit log
         #[arg(long, default_value = "")]
         reason: String,
+        /// Take the excluded hosts in again, too
+        #[arg(long)]
+        excluded: bool,
+    },
+    /// Take a host out; the rotation goes on, and names it as not replaced (operator)
+    Exclude {
+        /// Id of the rotation
+        id: String,
+        /// Name of the host
+        host: String,
+        /// Why: goes into the audit log, the summary and the evidence
+        #[arg(long)]
+        reason: String,
+    },
+    /// Change the pace of what is not ordered yet (operator)
+    #[command(after_help = "Examples:\n  reseal rotation pace r7 --waves 1,5%,25%,100%\n  \
+        reseal rotation pace r7 --waves 100% --max-failures 10 --reason \"minutes matter now\"")]
+    Pace {
+        /// Id of the rotation
+        id: String,
+        /// Hosts per wave, cumulative, of all hosts of the rotation; what is ordered stays
+        #[arg(long, value_name = "LIST", value_parser = plan::wave_list, required_unless_present = "max_failures")]
+        waves: Option<String>,
+        /// Failed targets that halt it: a share of the attempted ones, or a number
+        #[arg(long, value_name = "LIMIT")]
+        max_failures: Option<String>,
+        /// Why, for the audit log
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Fetch the signed evidence of a rotation and verify it. Changes nothing
     #[command(after_help = "Example:\n  reseal rotation evidence r7 --file r7.json\n  \
@@ -125,6 +154,7 @@ const CSV: [&str; 19] = [
 /// Runs one of the commands.
 pub(super) async fn run(context: &Context, command: RotationCommand) -> Result<Exit, CliError> {
     let mut client = context.connect().await?;
+    let mut excluded = false;
     let (id, action, reason) = match command {
         RotationCommand::List => {
             let reply = client.rpc.list_rotations(request(v1::ListRotationsRequest {})).await?;
@@ -145,11 +175,34 @@ pub(super) async fn run(context: &Context, command: RotationCommand) -> Result<E
         RotationCommand::Pause { id, reason } => (id, RotationAction::Pause, reason),
         RotationCommand::Resume { id, reason } => (id, RotationAction::Resume, reason),
         RotationCommand::Abort { id, reason } => (id, RotationAction::Abort, reason),
-        RotationCommand::Retry { id, reason } => (id, RotationAction::Retry, reason),
+        RotationCommand::Retry { id, reason, excluded: too } => {
+            excluded = too;
+            (id, RotationAction::Retry, reason)
+        }
+        RotationCommand::Exclude { id, host, reason } => {
+            let message = v1::ExcludeHostRequest { rotation: id, host, reason };
+            let reply = client.rpc.exclude_host(request(message)).await?;
+            return stands(context, reply.into_inner());
+        }
+        RotationCommand::Pace { id, waves, max_failures, reason } => {
+            let message = v1::PaceRotationRequest {
+                id,
+                waves: waves.unwrap_or_default(),
+                max_failures: max_failures.unwrap_or_default(),
+                reason,
+            };
+            let reply = client.rpc.pace_rotation(request(message)).await?;
+            return stands(context, reply.into_inner());
+        }
     };
-    let message = v1::ControlRotationRequest { id, action: action.into(), reason };
+    let message = v1::ControlRotationRequest { id, action: action.into(), reason, excluded };
     let reply = client.rpc.control_rotation(request(message)).await?;
-    let view = RotationView::from(reply.into_inner());
+    stands(context, reply.into_inner())
+}
+
+/// How a rotation stands after it was steered.
+fn stands(context: &Context, rotation: v1::Rotation) -> Result<Exit, CliError> {
+    let view = RotationView::from(rotation);
     context.out.one(&view, &CSV, || summary::one_line(&view))?;
     Ok(Exit::Done)
 }

@@ -162,7 +162,7 @@ pub(super) fn count(number: usize, noun: &str) -> String {
 }
 
 /// A wave list that is sound, as text: an empty one (an unset variable, say) is a mistake.
-fn wave_list(text: &str) -> Result<String, String> {
+pub(super) fn wave_list(text: &str) -> Result<String, String> {
     match text.parse::<crate::domain::waves::Waves>() {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(error.to_string()),

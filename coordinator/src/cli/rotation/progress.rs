@@ -119,7 +119,7 @@ impl Progress {
     }
 
     fn tell_new(&mut self, view: &RotationView) {
-        let rows = view.failures.iter().chain(&view.stragglers).chain(&view.unserved);
+        let rows = view.failures.iter().chain(&view.stragglers).chain(&view.unserved).chain(&view.excluded);
         for row in rows {
             let key = (row.host.clone(), row.installation.clone(), row.state);
             if self.told.insert(key) {
@@ -202,7 +202,12 @@ fn total_style() -> ProgressStyle {
 /// "38 of 120 verified, 4 working, 0 failed, 1 straggler, 40 s left".
 fn totals(view: &RotationView) -> String {
     let mut text = format!("{} of {} verified", view.verified(), view.targets);
-    let parts = [(view.in_flight(), "working"), (view.failed(), "failed"), (view.not_served(), "unserved")];
+    let parts = [
+        (view.in_flight(), "working"),
+        (view.failed(), "failed"),
+        (view.not_served(), "unserved"),
+        (view.left_out(), "excluded"),
+    ];
     for (number, word) in parts {
         if number > 0 {
             text.push_str(&format!(", {number} {word}"));
@@ -228,10 +233,11 @@ fn told(row: &TargetView) -> Piece {
             Piece::warn(format!("straggler {what}: its host is away, it catches up when it is back"))
         }
         "unserved" => Piece::warn(format!("unserved  {what}: no running container serves it")),
-        state => Piece::bad(format!(
-            "{state:9} {what}: {}",
-            row.reason.as_deref().unwrap_or("no reason was given")
-        )),
+        state => {
+            let why = row.reason.as_deref().unwrap_or("no reason was given");
+            let next = row.next.as_deref().map(|next| format!(". Next: {next}")).unwrap_or_default();
+            Piece::bad(format!("{state:9} {what}: {why}{next}"))
+        }
     }
 }
 

@@ -23,6 +23,9 @@ struct Summary<'a> {
     failed_targets: u32,
     straggler_targets: u32,
     unserved_targets: u32,
+    excluded_targets: u32,
+    /// Every target that is not proved, in one line each: where, what, why, and what to do next.
+    open: Vec<String>,
     /// Relying parties that still accept the compromised issuer; "untested"
     /// when none was tested; null without a compromised issuer.
     compromised_issuer_still_accepted: serde_json::Value,
@@ -30,20 +33,29 @@ struct Summary<'a> {
     rotation: &'a RotationView,
 }
 
-const TARGET_COLUMNS: [Column<TargetView>; 5] = [
+const TARGET_COLUMNS: [Column<TargetView>; 6] = [
     ("HOST", |row| Piece::bold(&row.host)),
     ("INSTALLATION", |row| Piece::plain(&row.label)),
     ("STATE", |row| Piece::bad(row.state)),
     ("STEP", |row| Piece::plain(row.stage.unwrap_or("-"))),
-    ("WHY, AND WHAT NEXT", |row| {
+    ("WHY", |row| {
         Piece::plain(row.reason.as_deref().or(row.code.as_deref()).unwrap_or("no reason was given"))
     }),
+    ("WHAT NEXT", |row| Piece::plain(row.next.as_deref().unwrap_or("-"))),
 ];
 
-const WAITING_COLUMNS: [Column<TargetView>; 3] = [
+const WAITING_COLUMNS: [Column<TargetView>; 4] = [
     ("HOST", |row| Piece::bold(&row.host)),
     ("INSTALLATION", |row| Piece::plain(&row.label)),
     ("FILE", |row| Piece::dim(&row.installation)),
+    ("WHAT NEXT", |row| Piece::plain(row.next.as_deref().unwrap_or("-"))),
+];
+
+const EXCLUDED_COLUMNS: [Column<TargetView>; 4] = [
+    ("HOST", |row| Piece::bold(&row.host)),
+    ("INSTALLATION", |row| Piece::plain(&row.label)),
+    ("WHY", |row| Piece::plain(row.reason.as_deref().unwrap_or("-"))),
+    ("WHAT NEXT", |row| Piece::plain(row.next.as_deref().unwrap_or("-"))),
 ];
 
 /// The exit code of a rotation that is no longer watched.
@@ -88,6 +100,8 @@ fn summary(view: &RotationView) -> Summary<'_> {
         failed_targets: view.failed(),
         straggler_targets: view.straggling(),
         unserved_targets: view.not_served(),
+        excluded_targets: view.left_out(),
+        open: rows(view).map(in_one_line).collect(),
         compromised_issuer_still_accepted: still_accepted(view),
         rotation: view,
     }
@@ -110,13 +124,47 @@ fn verdicts(view: &RotationView) -> (usize, usize) {
     (accepting, view.relying_parties.len() - accepting - refusing)
 }
 
-/// "rotation r7 is paused: 38 of 120 verified".
+/// "rotation r7 is paused: 38 of 120 verified, 1 failed, 2 excluded".
 pub(super) fn one_line(view: &RotationView) -> Text {
+    let mut numbers = format!("{} of {} verified", view.verified(), view.targets);
+    for (number, word) in [
+        (view.failed(), "failed"),
+        (view.straggling(), "stragglers"),
+        (view.not_served(), "unserved"),
+        (view.left_out(), "excluded"),
+    ] {
+        if number > 0 {
+            numbers.push_str(&format!(", {number} {word}"));
+        }
+    }
     Text::new().pieces([
         Piece::plain(format!("rotation {} is ", view.id)),
         Piece::new(tone(view.phase), view.state),
-        Piece::plain(format!(": {} of {} verified", view.verified(), view.targets)),
+        Piece::plain(format!(": {numbers}")),
     ])
+}
+
+/// Every row that wants a look.
+fn rows(view: &RotationView) -> impl Iterator<Item = &TargetView> {
+    view.failures.iter().chain(&view.stragglers).chain(&view.unserved).chain(&view.excluded)
+}
+
+/// "web-1 nginx/www failed at install (no-space): no room for … Next: free space on web-1 …".
+fn in_one_line(row: &TargetView) -> String {
+    let mut line = format!("{} {} {}", row.host, row.label, row.state);
+    if let Some(stage) = row.stage {
+        line.push_str(&format!(" at {stage}"));
+    }
+    if let Some(code) = &row.code {
+        line.push_str(&format!(" ({code})"));
+    }
+    if let Some(reason) = &row.reason {
+        line.push_str(&format!(": {reason}"));
+    }
+    match &row.next {
+        Some(next) => format!("{line}. Next: {next}"),
+        None => line,
+    }
 }
 
 /// All that a person needs to know, and what to do next.
@@ -161,6 +209,7 @@ pub(super) fn text(view: &RotationView) -> Text {
             &view.unserved,
             &WAITING_COLUMNS[..],
         ),
+        ("Excluded, not replaced", view.left_out(), &view.excluded, &EXCLUDED_COLUMNS[..]),
     ];
     for (title, number, rows, columns) in lists {
         if number == 0 && rows.is_empty() {
@@ -171,6 +220,16 @@ pub(super) fn text(view: &RotationView) -> Text {
             let more = format!("and {} more", u64::from(number) - rows.len() as u64);
             text = text.pieces([Piece::dim(more)]);
         }
+    }
+    let without_rows: Vec<&str> = view
+        .excluded_hosts
+        .iter()
+        .filter(|excluded| !view.excluded.iter().any(|row| row.host == excluded.host))
+        .map(|excluded| excluded.host.as_str())
+        .collect();
+    if !without_rows.is_empty() {
+        let hosts = format!("Excluded hosts without a row above: {}", without_rows.join(", "));
+        text = text.line("").pieces([Piece::warn(hosts)]);
     }
     text.then(containment(view)).line("").then(next(view))
 }

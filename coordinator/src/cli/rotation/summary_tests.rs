@@ -41,6 +41,8 @@ fn the_exit_code_is_honest() {
     assert_eq!(code(R::Trailing, &[(T::Verified, 3), (T::Unserved, 1)], false), Exit::Stragglers);
     assert_eq!(code(R::Expired, &[(T::Verified, 3), (T::Straggler, 1)], false), Exit::Stragglers);
     assert_eq!(code(R::Completed, &[(T::Verified, 3), (T::Pending, 1)], false), Exit::Stragglers);
+    assert_eq!(code(R::Trailing, &[(T::Verified, 3), (T::Excluded, 1)], true), Exit::Stragglers);
+    assert_eq!(code(R::Expired, &[(T::Excluded, 4)], false), Exit::Stragglers);
     assert_eq!(code(R::Halted, &[(T::Failed, 1)], true), Exit::Halted);
     assert_eq!(code(R::Aborted, &[(T::Verified, 3)], true), Exit::Error);
     let mut contained = rotation(R::Completed, &[(T::Verified, 3)], true);
@@ -102,13 +104,48 @@ fn failures_say_why_and_what_next() {
             code: "check-failed".into(),
             reason: "nginx -t refuses\x1b[1m the config".into(),
         }),
+        next: "mend it".into(),
     }];
+    let summary = serde_json::to_value(summary(&rotation.clone().into())).unwrap();
+    let line = "web-1 web/site rolled-back at reload (check-failed): nginx -t refuses\u{1b}[1m the config. Next: mend it";
+    assert_eq!(summary["open"][0], line);
     let text = text(&rotation.into()).render(Look { colour: false, width: None });
     assert!(text.contains("Failed (2)"), "{text}");
     assert!(
-        text.contains("web-1  web/site      rolled-back  reload  nginx -t refuses\u{fffd}[1m the config"),
+        text.contains(
+            "web-1  web/site      rolled-back  reload  nginx -t refuses\u{fffd}[1m the config  mend it"
+        ),
         "{text}"
     );
     assert!(text.contains("and 1 more"), "{text}");
     assert!(text.contains("reseal rotation retry r7"), "{text}");
+}
+
+#[test]
+fn what_is_excluded_is_named_and_never_clean() {
+    let targets = [(TargetState::Verified, 3), (TargetState::Excluded, 1)];
+    let mut rotation = rotation(RotationState::Trailing, &targets, true);
+    rotation.excluded_hosts = ["web-3", "db-1"]
+        .map(|host| v1::ExcludedHost {
+            host: host.into(),
+            reason: "disk".into(),
+            operator: "alice".into(),
+            at: 1,
+        })
+        .into();
+    rotation.excluded = vec![v1::TargetRow {
+        host: "web-3".into(),
+        label: "web/site".into(),
+        state: TargetState::Excluded.into(),
+        failure: Some(v1::Failure { reason: "excluded by alice: disk".into(), ..Default::default() }),
+        ..Default::default()
+    }];
+    let view = RotationView::from(rotation);
+    assert!(!view.replaced);
+    let line = one_line(&view).render(Look { colour: false, width: None });
+    assert_eq!(line, "rotation r7 is trailing: 3 of 4 verified, 1 excluded\n");
+    let text = text(&view).render(Look { colour: false, width: None });
+    assert!(text.contains("Excluded, not replaced (1)"), "{text}");
+    assert!(text.contains("web-3  web/site      excluded by alice: disk"), "{text}");
+    assert!(text.contains("Excluded hosts without a row above: db-1"), "{text}");
 }

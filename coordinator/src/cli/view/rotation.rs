@@ -139,6 +139,8 @@ pub(crate) struct RotationView {
     pub(crate) failures: Vec<TargetView>,
     pub(crate) stragglers: Vec<TargetView>,
     pub(crate) unserved: Vec<TargetView>,
+    pub(crate) excluded: Vec<TargetView>,
+    pub(crate) excluded_hosts: Vec<ExcludedHostView>,
     pub(crate) note: Option<String>,
     pub(crate) replaced: bool,
     pub(crate) contained: bool,
@@ -149,6 +151,26 @@ pub(crate) struct RotationView {
     pub(crate) created_seconds: i64,
     #[serde(skip)]
     pub(crate) phase: v1::RotationState,
+}
+
+/// A host that an operator took out.
+#[derive(Clone, Serialize)]
+pub(crate) struct ExcludedHostView {
+    pub(crate) host: String,
+    pub(crate) reason: String,
+    pub(crate) operator: String,
+    pub(crate) at: Option<String>,
+}
+
+impl From<v1::ExcludedHost> for ExcludedHostView {
+    fn from(excluded: v1::ExcludedHost) -> Self {
+        Self {
+            at: rfc3339(excluded.at),
+            host: excluded.host,
+            reason: excluded.reason,
+            operator: excluded.operator,
+        }
+    }
 }
 
 /// Progress of one wave.
@@ -170,6 +192,7 @@ pub(crate) struct TargetView {
     pub(crate) stage: Option<&'static str>,
     pub(crate) code: Option<String>,
     pub(crate) reason: Option<String>,
+    pub(crate) next: Option<String>,
 }
 
 impl From<v1::TargetRow> for TargetView {
@@ -179,6 +202,7 @@ impl From<v1::TargetRow> for TargetView {
             stage: row.failure.as_ref().map(|failure| stage(failure.stage())),
             code: row.failure.as_ref().and_then(|failure| text(&failure.code)),
             reason: row.failure.as_ref().and_then(|failure| text(&failure.reason)),
+            next: text(&row.next),
             host: row.host,
             installation: row.installation,
             label: row.label,
@@ -221,6 +245,8 @@ impl From<v1::Rotation> for RotationView {
             failures: rotation.failures.into_iter().map(Into::into).collect(),
             stragglers: rotation.stragglers.into_iter().map(Into::into).collect(),
             unserved: rotation.unserved.into_iter().map(Into::into).collect(),
+            excluded: rotation.excluded.into_iter().map(Into::into).collect(),
+            excluded_hosts: rotation.excluded_hosts.into_iter().map(Into::into).collect(),
             note: text(&rotation.note),
             replaced: targets > 0 && verified == targets,
             contained: rotation.contained,
@@ -273,6 +299,11 @@ impl RotationView {
     /// Without a session when it was ordered.
     pub(crate) fn straggling(&self) -> u32 {
         self.count(&[TargetState::Straggler])
+    }
+
+    /// Taken out by an operator.
+    pub(crate) fn left_out(&self) -> u32 {
+        self.count(&[TargetState::Excluded])
     }
 
     /// Installed, with nobody to prove it.

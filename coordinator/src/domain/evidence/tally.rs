@@ -31,6 +31,8 @@ pub struct Summary {
     pub stragglers: u64,
     /// Without a result.
     pub pending: u64,
+    /// Taken out by an operator: not replaced.
+    pub excluded: u64,
     /// Endpoints at which a verified target's new certificate was served.
     pub endpoints: u64,
     /// Fresh handshakes that showed it.
@@ -209,6 +211,7 @@ pub(super) fn count<'a>(batches: &'a [Read<'a>], residual: &'a Residual) -> Resu
             Outcome::Failed => summary.failed += 1,
             Outcome::Straggler => summary.stragglers += 1,
             Outcome::Pending => summary.pending += 1,
+            Outcome::Excluded => summary.excluded += 1,
         }
     }
     Ok(Tally { summary, verified, superseded, doubted })
@@ -240,6 +243,7 @@ enum Outcome {
     Failed,
     Straggler,
     Pending,
+    Excluded,
 }
 
 impl Outcome {
@@ -258,14 +262,15 @@ impl Outcome {
             | TargetState::Issued
             | TargetState::Installed
             | TargetState::Reloaded
-            | TargetState::Straggler => Self::Failed,
+            | TargetState::Straggler
+            | TargetState::Excluded => Self::Failed,
         }
     }
 
-    /// Waiting for another try: an older result says nothing against it.
+    /// Waiting for another try, or taken out: an older result says nothing against it.
     fn is_open(self) -> bool {
         match self {
-            Self::Straggler | Self::Pending => true,
+            Self::Straggler | Self::Pending | Self::Excluded => true,
             Self::Verified | Self::Unserved | Self::Failed => false,
         }
     }
@@ -277,6 +282,7 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Straggler => "a straggler",
             Self::Pending => "pending",
+            Self::Excluded => "excluded",
         }
     }
 }
@@ -288,6 +294,7 @@ fn listed(residual: &Residual) -> Result<BTreeMap<Key<'_>, Outcome>, TallyError>
         (Outcome::Failed, &residual.failed),
         (Outcome::Straggler, &residual.stragglers),
         (Outcome::Pending, &residual.pending),
+        (Outcome::Excluded, &residual.excluded),
     ];
     let mut all = BTreeMap::new();
     for (outcome, row) in lists.iter().flat_map(|(outcome, rows)| rows.iter().map(move |row| (*outcome, row)))

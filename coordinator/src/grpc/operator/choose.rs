@@ -17,6 +17,8 @@ pub(super) struct Chosen {
     pub(super) host: String,
     pub(super) connected: bool,
     pub(super) last_seen: i64,
+    /// In the order of work, 1-based.
+    pub(super) place: u32,
     /// 1-based.
     pub(super) wave: u32,
     pub(super) installations: Vec<Installation>,
@@ -100,6 +102,7 @@ impl OperatorService {
             chosen.push(Chosen {
                 connected: absent.is_none(),
                 last_seen: absent.unwrap_or_else(self.now),
+                place: 0,
                 wave: 0,
                 installations,
                 host: name,
@@ -110,6 +113,7 @@ impl OperatorService {
         if let Some(waves) = waves {
             let sizes = waves.sizes(u32::try_from(chosen.len()).unwrap_or(u32::MAX));
             for (at, host) in chosen.iter_mut().enumerate() {
+                host.place = u32::try_from(at + 1).unwrap_or(u32::MAX);
                 let before = sizes.iter().take_while(|size| at >= **size as usize).count();
                 host.wave = u32::try_from(before + 1).unwrap_or(u32::MAX);
             }
@@ -196,7 +200,7 @@ impl OperatorService {
         open.next().map(|(number, _)| format!("r{number}"))
     }
 
-    fn is_open(&self, rotation: &str) -> bool {
+    pub(super) fn is_open(&self, rotation: &str) -> bool {
         let state = self.view.read();
         crate::view::rotation_number(rotation).and_then(|number| state.rotations.get(&number)).is_some_and(
             |rotation| rotation.revision != 0 && !crate::domain::rotation::is_end(rotation.state),

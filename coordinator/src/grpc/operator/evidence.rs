@@ -12,7 +12,7 @@ use crate::domain::evidence::{
 use crate::domain::{rotation, target};
 use crate::grpc::convert::{chain, status};
 use crate::store::keys;
-use crate::store::record::{Authority, Batch, Issued};
+use crate::store::record::{Authority, Batch, Issued, Target};
 use crate::view::rotation_number;
 
 impl OperatorService {
@@ -107,6 +107,7 @@ impl OperatorService {
                     TargetState::Verified => continue,
                     TargetState::Unserved => &mut residual.unserved,
                     TargetState::Straggler => &mut residual.stragglers,
+                    TargetState::Excluded => &mut residual.excluded,
                     state if target::is_failure(state) => &mut residual.failed,
                     _ => &mut residual.pending,
                 };
@@ -114,7 +115,7 @@ impl OperatorService {
                     host: host.clone(),
                     installation: target.installation.clone(),
                     label: target.label.clone(),
-                    reason: target.failure.as_ref().map(|failure| failure.reason.clone()),
+                    reason: reason(target),
                 });
             }
             // Without a payload it was failed here, not by its agent.
@@ -148,5 +149,14 @@ impl OperatorService {
             a.host.cmp(&b.host).then(at.cmp(other)).then_with(|| a.batch.cmp(&b.batch))
         });
         Ok((records.into_iter().map(|(_, record)| record).collect(), residual))
+    }
+}
+
+/// Why it is not proved, when there is more to say than its list does.
+fn reason(target: &Target) -> Option<String> {
+    match &target.failure {
+        Some(failure) => Some(failure.reason.clone()),
+        None if target.overtaken_by.is_empty() => None,
+        None => Some(format!("renewed by {} before it could be proved", target.overtaken_by)),
     }
 }

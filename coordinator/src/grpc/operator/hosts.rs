@@ -276,7 +276,11 @@ impl OperatorService {
                 "tainted"
             }
             Some(facts) if facts.not_after <= now => "expired",
-            facts @ Some(_) if renewal::due_at(host, &installation.id, facts.as_ref().map(renewal::life)) <= now => "expiring",
+            facts @ Some(_)
+                if renewal::due_at(host, &installation.id, facts.as_ref().map(renewal::life)) <= now =>
+            {
+                "expiring"
+            }
             Some(_) => "ok",
         }
     }

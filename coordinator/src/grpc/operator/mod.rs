@@ -8,8 +8,10 @@ mod choose;
 mod evidence;
 mod fence;
 mod hosts;
+mod pace;
 mod plan;
 mod policies;
+mod retry;
 mod rotate;
 mod show;
 mod steer;
@@ -294,7 +296,20 @@ impl Operator for OperatorService {
     async fn control_rotation(&self, request: Request<ControlRotationRequest>) -> Reply<Rotation> {
         let (caller, request, span) =
             self.let_in(request, OperatorRole::Operator, "rotation.control").await?;
-        self.control(&caller, &request.id, request.action(), &request.reason).instrument(span).await?;
+        self.control(&caller, &request).instrument(span).await?;
+        self.rotation(&request.id, true).await.map(Response::new)
+    }
+
+    async fn exclude_host(&self, request: Request<ExcludeHostRequest>) -> Reply<Rotation> {
+        let (caller, request, span) =
+            self.let_in(request, OperatorRole::Operator, "rotation.exclude").await?;
+        self.exclude(&caller, &request).instrument(span).await?;
+        self.rotation(&request.rotation, true).await.map(Response::new)
+    }
+
+    async fn pace_rotation(&self, request: Request<PaceRotationRequest>) -> Reply<Rotation> {
+        let (caller, request, span) = self.let_in(request, OperatorRole::Operator, "rotation.pace").await?;
+        self.pace(&caller, &request).instrument(span).await?;
         self.rotation(&request.id, true).await.map(Response::new)
     }
 

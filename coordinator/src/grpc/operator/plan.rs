@@ -1,20 +1,28 @@
 //! `reseal plan`: the blast radius, without a change to anything.
 
-use reseal_proto::v1::{PlanHost, PlanReply, PlanRequest, PlanTarget, RelyingParty};
+use reseal_proto::v1::{PlanHost, PlanReply, PlanRequest, PlanTarget, RelyingParty, TrustStore};
 use tonic::Status;
 
 use super::OperatorService;
 use super::choose::{Chosen, FoundIssuer, radius};
 use crate::domain::waves::Waves;
-use crate::domain::{authority, selection};
+use crate::domain::{authority, rotation, selection};
 use crate::grpc::convert::{authority_info, chain, status};
-use crate::store::record::{Authority, AuthorityState, Inventory};
+use crate::store::record::{Authority, AuthorityState};
 use crate::store::{Versioned, keys};
 
 /// Waves of a rotation that says nothing about them.
 pub(super) const WAVES: &str = "1,10%,100%";
 /// Relying parties named one by one; more are counted.
 const RELYING_PARTIES: usize = 100;
+
+/// The head chunk of an inventory, read for who loads which bundle only.
+#[derive(Clone, PartialEq, prost::Message)]
+struct TrustStores {
+    /// See [`crate::store::record::Inventory::trust_stores`].
+    #[prost(message, repeated, tag = "6")]
+    trust_stores: Vec<TrustStore>,
+}
 
 impl OperatorService {
     pub(super) async fn plan_reply(&self, request: PlanRequest) -> Result<PlanReply, Status> {
@@ -127,6 +135,7 @@ impl OperatorService {
                 warnings.push(format!("{silent} enrolled hosts never reported an inventory and are not connected: what they hold is unknown"));
             }
         }
+        warnings.extend(self.excluded_before(chosen));
         let stopped: usize = chosen
             .iter()
             .flat_map(|host| &host.installations)
@@ -140,17 +149,31 @@ impl OperatorService {
         warnings
     }
 
+    /// Hosts that an open rotation has left out: what is planned here is what they still show.
+    fn excluded_before(&self, chosen: &[Chosen]) -> Vec<String> {
+        let state = self.view.read();
+        let open = state.rotations.iter().filter(|(_, rotation)| !rotation::is_end(rotation.state));
+        let excluded =
+            open.flat_map(|(number, rotation)| rotation.record.excluded.iter().map(move |e| (number, e)));
+        excluded
+            .filter(|(_, excluded)| chosen.iter().any(|host| host.host == excluded.host))
+            .map(|(number, excluded)| {
+                format!(
+                    "host {} was excluded from rotation r{number} by {} and is not replaced there: {}",
+                    excluded.host, excluded.operator, excluded.reason
+                )
+            })
+            .collect()
+    }
+
     /// Containers that load a bundle whose root vouches for every authority.
     pub(super) async fn relying_parties(&self) -> Result<Vec<RelyingParty>, Status> {
         let hosts: Vec<String> = self.view.read().hosts.keys().map(|name| name.to_string()).collect();
         let mut parties = Vec::new();
         for host in hosts {
-            let chunks = self
-                .store
-                .range::<Inventory>(&keys::inventory_of(&host))
-                .await
-                .map_err(|error| status(&error))?;
-            for store in chunks.into_iter().flat_map(|(_, chunk)| chunk.value.trust_stores) {
+            let head = self.store.get::<TrustStores>(&keys::inventory(&host, 0)).await;
+            let stores = head.map_err(|error| status(&error))?.map(|head| head.value.trust_stores);
+            for store in stores.into_iter().flatten() {
                 for container in store.containers {
                     let party = RelyingParty {
                         host: host.clone(),

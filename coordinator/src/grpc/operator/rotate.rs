@@ -115,10 +115,7 @@ impl OperatorService {
         let batches = self.write_batches(&id, &chosen, &orders, &traceparent, now).await?;
         point("rotate.after_batches");
         let (containers, endpoints) = radius(&chosen);
-        let (basis_points, max_failures) = match orders.threshold {
-            Threshold::BasisPoints(share) => (share, 0),
-            Threshold::Targets(number) => (0, number.max(1)),
-        };
+        let (basis_points, max_failures) = orders.threshold.as_record();
         let targets: usize = chosen.iter().map(|host| host.installations.len()).sum();
         let record = Rotation {
             state: State::Running.into(),
@@ -227,7 +224,7 @@ impl OperatorService {
             for (number, installations) in host.installations.chunks(target::PER_BATCH).enumerate() {
                 let record = Batch {
                     rotation: id.to_owned(),
-                    wave: host.wave,
+                    place: host.place,
                     targets: installations
                         .iter()
                         .map(|installation| target::pending(installation, serial()))

@@ -6,10 +6,10 @@ use reseal_proto::v1::{self, AuthorityInfo, Rotation, TargetRow, TargetState, Wa
 use tonic::Status;
 
 use super::OperatorService;
-use crate::domain::{rotation, target};
+use crate::domain::{remedy, rotation, target};
 use crate::grpc::convert::{authority_info, status};
 use crate::store::keys;
-use crate::store::record::{Authority, Batch};
+use crate::store::record::{Authority, Batch, Target};
 use crate::view::{RotationView, rotation_number};
 
 /// Rows of each kind at most.
@@ -36,6 +36,7 @@ impl OperatorService {
             shown.compromised = self.authority(&record.compromised).await?;
         }
         shown.to_issuer = self.authority(&record.to_issuer).await?;
+        shown.excluded_hosts = record.excluded;
         self.add_rows(&mut shown, suspects).await?;
         if whole && !record.compromised.is_empty() {
             shown.relying_parties = self.relying_parties().await?;
@@ -96,6 +97,8 @@ impl OperatorService {
                     &mut shown.stragglers
                 } else if state == TargetState::Unserved {
                     &mut shown.unserved
+                } else if state == TargetState::Excluded {
+                    &mut shown.excluded
                 } else {
                     continue;
                 };
@@ -106,11 +109,22 @@ impl OperatorService {
                         label: target.label.clone(),
                         state: state.into(),
                         failure: target.failure.clone(),
+                        next: remedy::next(code(target), &host, &shown.id),
                     });
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// The row of the remedies that is about this target.
+pub(super) fn code(target: &Target) -> &str {
+    match target.state() {
+        TargetState::Straggler => "straggler",
+        TargetState::Unserved if target.overtaken_by.is_empty() => "unserved",
+        TargetState::Unserved => "overtaken",
+        _ => target.failure.as_ref().map_or("", |failure| failure.code.as_str()),
     }
 }
 
@@ -120,10 +134,11 @@ fn suspects(view: &RotationView) -> Vec<(String, String)> {
         .iter()
         .filter(|(_, batch)| {
             batch.counts.iter().any(|(state, _)| {
-                target::is_failure(state) || matches!(state, TargetState::Straggler | TargetState::Unserved)
+                target::is_failure(state)
+                    || matches!(state, TargetState::Straggler | TargetState::Unserved | TargetState::Excluded)
             })
         })
-        .take(3 * ROWS)
+        .take(4 * ROWS)
         .map(|((host, batch), _)| (host.to_string(), batch.to_string()))
         .collect()
 }
@@ -135,7 +150,8 @@ fn summary(id: &str, view: &RotationView, now: i64) -> Rotation {
     let mut hosts = std::collections::BTreeSet::new();
     for ((host, _), batch) in &view.batches {
         hosts.insert(host);
-        let wave = waves.entry(batch.wave).or_default();
+        let before = record.waves.iter().take_while(|upto| **upto < batch.place).count();
+        let wave = waves.entry(u32::try_from(before + 1).unwrap_or(u32::MAX)).or_default();
         for (state, number) in batch.shown().iter() {
             wave.targets += number;
             all += number;

@@ -1,0 +1,101 @@
+//! Notes which unserved targets have been renewed since, by something else.
+//!
+//! An unserved target is proved when its consumer starts, unless the installation
+//! has another certificate by then: nothing can prove the old one any more. Such
+//! a target stays unserved, and its rotation does not wait for it.
+
+use super::Turn;
+use crate::domain::rotation;
+use crate::domain::target::State;
+use crate::store::record::Batch;
+use crate::store::{Commit, StoreError, Versioned, keys};
+
+/// Looks at one host whose inventory has changed.
+pub(super) async fn note(turn: &Turn<'_>, host: &str) -> Result<(), StoreError> {
+    if !is_concerned(turn, host) {
+        return Ok(());
+    }
+    let batches = turn.engine.store.range::<Batch>(&keys::batches_of(host)).await?;
+    for (key, batch) in &batches {
+        if !turn.is_live(&batch.value.rotation) || batch.value.rotation.is_empty() {
+            continue;
+        }
+        let mut record = batch.value.clone();
+        let mut changed = false;
+        for target in record.targets.iter_mut().filter(|target| !target.superseded) {
+            if target.state() == State::Unserved
+                && !target.overtaken
+                && let Some(by) = renewed_by(&target.installation, &batch.value, &batches)
+            {
+                target.overtaken = true;
+                target.overtaken_by = by.to_owned();
+                changed = true;
+            }
+        }
+        if changed {
+            tracing::info!(host, batch = %key, "unserved targets were renewed before they could be proved");
+            let commit = Commit::new().lease(turn.lease).at(key, batch.revision).put(key, &record);
+            turn.commit_unless_moved(commit).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The name of a later batch that put another certificate into this installation.
+fn renewed_by<'a>(
+    installation: &str,
+    unserved: &Batch,
+    batches: &'a [(String, Versioned<Batch>)],
+) -> Option<&'a str> {
+    let (key, _) = batches.iter().find(|(_, later)| {
+        later.value.created_at > unserved.created_at
+            && later.value.finished_at >= unserved.finished_at
+            && later.value.rotation != unserved.rotation
+            && later.value.targets.iter().any(|target| {
+                target.installation == installation
+                    && matches!(target.state(), State::Verified | State::Unserved | State::Held)
+            })
+    })?;
+    key.rsplit('/').next()
+}
+
+/// Does a rotation wait for an unserved target on this host?
+fn is_concerned(turn: &Turn<'_>, host: &str) -> bool {
+    let state = turn.engine.view.read();
+    state.rotations.values().filter(|rotation| rotation::accepts_work(rotation.state)).any(|rotation| {
+        rotation
+            .batches_of(host)
+            .any(|(_, batch)| batch.counts.of(State::Unserved) > u32::from(batch.overtaken))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::record::Target;
+
+    fn batch(rotation: &str, created_at: i64, finished_at: i64, state: State) -> Batch {
+        Batch {
+            rotation: rotation.into(),
+            created_at,
+            finished_at,
+            targets: vec![Target { installation: "/a".into(), state: state.into(), ..Target::default() }],
+            ..Batch::default()
+        }
+    }
+
+    #[test]
+    fn only_a_later_certificate_overtakes() {
+        let unserved = batch("r1", 100, 110, State::Unserved);
+        let by = |other: Batch, installation: &str| {
+            let all = [("batch/h/n1-1".to_owned(), Versioned { revision: 1, value: other })];
+            renewed_by(installation, &unserved, &all).map(str::to_owned)
+        };
+        assert_eq!(by(batch("", 200, 210, State::Verified), "/a").as_deref(), Some("n1-1"));
+        assert_eq!(by(batch("r2", 200, 210, State::Unserved), "/a").as_deref(), Some("n1-1"));
+        assert_eq!(by(batch("r2", 200, 210, State::RolledBack), "/a"), None, "the old one is back");
+        assert_eq!(by(batch("r2", 200, 0, State::Pending), "/a"), None, "not yet");
+        assert_eq!(by(batch("r2", 50, 60, State::Verified), "/a"), None, "before");
+        assert_eq!(by(batch("r2", 200, 210, State::Verified), "/b"), None, "another installation");
+    }
+}

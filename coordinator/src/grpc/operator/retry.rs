@@ -1,0 +1,127 @@
+//! Trying failed targets again, and excluded ones when those are meant too.
+//!
+//! Each gets a place in a new batch of its host; in the old batch it is marked
+//! superseded: it counts no more, and what it proved stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tonic::Status;
+
+use super::OperatorService;
+use crate::domain::target::{self, State};
+use crate::grpc::convert::status;
+use crate::issuance::profile::serial;
+use crate::store::record::{Batch, Rotation, Target};
+use crate::store::{Commit, Versioned, keys};
+use crate::view::rotation_number;
+
+/// Hosts whose new batches are written at once, so that they share their flushes.
+const TOGETHER: usize = 64;
+
+/// What is tried again.
+pub(super) struct Retry<'a> {
+    /// The rotation.
+    pub(super) id: &'a str,
+    /// Its record.
+    pub(super) rotation: &'a Rotation,
+    /// Excluded targets, too.
+    pub(super) excluded: bool,
+    /// Seconds since the Unix epoch.
+    pub(super) now: i64,
+}
+
+impl Retry<'_> {
+    fn means(&self, state: State) -> bool {
+        target::is_failure(state) || (self.excluded && state == State::Excluded)
+    }
+}
+
+impl OperatorService {
+    /// Makes the new batches; gives how many targets were left as they are because
+    /// another rotation works on them by now.
+    pub(super) async fn retry_batches(&self, retry: &Retry<'_>) -> Result<usize, Status> {
+        let hosts: Vec<(String, Vec<String>)> = {
+            let state = self.view.read();
+            let number = rotation_number(retry.id).unwrap_or_default();
+            let Some(view) = state.rotations.get(&number) else { return Ok(0) };
+            let mut hosts = BTreeMap::<String, Vec<String>>::new();
+            for ((host, name), batch) in &view.batches {
+                if batch.finished && batch.counts.iter().any(|(state, _)| retry.means(state)) {
+                    hosts.entry(host.to_string()).or_default().push(name.to_string());
+                }
+            }
+            hosts.into_iter().collect()
+        };
+        let mut busy = 0;
+        for group in hosts.chunks(TOGETHER) {
+            let work = group.iter().map(|(host, batches)| self.retry_host(retry, host, batches));
+            busy += futures_util::future::try_join_all(work).await?.into_iter().sum::<usize>();
+        }
+        Ok(busy)
+    }
+
+    /// One batch after the other: each takes a number that the next must not.
+    async fn retry_host(&self, retry: &Retry<'_>, host: &str, batches: &[String]) -> Result<usize, Status> {
+        let mut busy = 0;
+        for batch in batches {
+            let all = self.store.range::<Batch>(&keys::batches_of(host)).await;
+            let all = all.map_err(|error| status(&error))?;
+            busy += self.retry_batch(retry, host, batch, &all).await?;
+        }
+        Ok(busy)
+    }
+
+    async fn retry_batch(
+        &self,
+        retry: &Retry<'_>,
+        host: &str,
+        batch: &str,
+        all: &[(String, Versioned<Batch>)],
+    ) -> Result<usize, Status> {
+        let key = keys::batch(host, batch);
+        let Some((_, old)) = all.iter().find(|(name, _)| *name == key) else { return Ok(0) };
+        let elsewhere: BTreeSet<&str> = all
+            .iter()
+            .map(|(_, other)| &other.value)
+            .filter(|other| other.finished_at == 0 && other.rotation != retry.id)
+            .filter(|other| !other.rotation.is_empty() && self.is_open(&other.rotation))
+            .flat_map(|other| &other.targets)
+            .map(|target| target.installation.as_str())
+            .collect();
+        let mut record = old.value.clone();
+        let meant = record.targets.iter_mut().filter(|t| !t.superseded && retry.means(t.state()));
+        let (busy, meant): (Vec<_>, Vec<_>) =
+            meant.partition(|target| elsewhere.contains(target.installation.as_str()));
+        let busy = busy.len();
+        if meant.is_empty() {
+            return Ok(busy);
+        }
+        let targets = meant.into_iter().map(|target| {
+            target.superseded = true;
+            Target {
+                installation: target.installation.clone(),
+                label: target.label.clone(),
+                before: target.before.clone(),
+                state: State::Pending.into(),
+                serial: serial().to_vec(),
+                ..Target::default()
+            }
+        });
+        let next = Batch {
+            rotation: retry.id.to_owned(),
+            place: old.value.place,
+            targets: targets.collect(),
+            created_at: retry.now,
+            attempt: old.value.attempt + 1,
+            traceparent: retry.rotation.traceparent.clone(),
+            on_failure: retry.rotation.on_failure,
+            ..Batch::default()
+        };
+        let taken = all.iter().filter(|(_, batch)| batch.value.rotation == retry.id).count();
+        let next_key = keys::batch(host, &target::batch_name(retry.id, taken, self.store.epoch()));
+        let commit =
+            Commit::new().at(&key, old.revision).put(&key, &record).absent(&next_key).put(&next_key, &next);
+        self.store.commit(commit).await.map_err(|error| status(&error))?;
+        Ok(busy)
+    }
+}
