@@ -47,6 +47,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
     let keyring = Arc::new(Keyring::load(&config.kek_files)?);
     let store = Store::open(&config.data_dir, &config.name)?;
+    crate::restore::check(&store).await?;
     let control = Arc::new(ControlPlane::load(&store, &keyring).await?);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let issuance = Issuance::new(store.clone(), keyring.clone(), cores, now);

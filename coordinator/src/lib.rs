@@ -1,8 +1,8 @@
 //! The Reseal coordinator and operator CLI, in the order work flows through it.
 //!
 //! - [`cli`]: what an operator types; a client of the operator service.
-//! - [`config`], [`init`], [`app`]: a file becomes a configuration, a fleet is
-//!   made, the parts are wired and run.
+//! - [`config`], [`init`], [`restore`], [`app`]: a file becomes a configuration,
+//!   a fleet is made or comes back, the parts are wired and run.
 //! - [`grpc`]: the wire; checks who calls, meets the rest in the store.
 //! - [`store`]: where everything is; one way to change it.
 //! - [`view`]: what the store says, small enough for memory.
@@ -22,5 +22,6 @@ pub mod init;
 pub mod issuance;
 pub mod metrics;
 pub mod monitor;
+pub mod restore;
 pub mod store;
 pub mod view;

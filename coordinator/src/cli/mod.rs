@@ -28,6 +28,7 @@ mod host;
 mod operator;
 mod output;
 mod policy;
+mod restore;
 mod rotation;
 mod selection;
 mod server;

@@ -76,6 +76,8 @@ pub(crate) enum StoreCommand {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Say that an imported store is right, with what has changed since its export; before that it is not served
+    ConfirmRestore(super::restore::ConfirmRestoreArgs),
 }
 
 /// Makes a fleet.
@@ -138,8 +140,11 @@ pub(super) async fn store(context: &Context, command: StoreCommand) -> Result<Ex
         }
         StoreCommand::Import { file, config } => {
             let records = copy_in(&load(&config)?, &file).await?;
-            said(context, "store.imported", &file, &format!("{records} records"))?;
+            let next =
+                format!("{records} records; look at them before it is served: reseal store confirm-restore");
+            said(context, "store.imported", &file, &next)?;
         }
+        StoreCommand::ConfirmRestore(args) => return super::restore::run(context, args).await,
     }
     Ok(Exit::Done)
 }
@@ -197,6 +202,6 @@ fn said(context: &Context, event: &str, file: &std::path::Path, what: &str) -> R
     context.out.one(&view, &["event", "file"], || Text::new().line(format!("{}: {what}", file.display())))
 }
 
-fn load(path: &std::path::Path) -> Result<Config, CliError> {
+pub(super) fn load(path: &std::path::Path) -> Result<Config, CliError> {
     Config::load(path).map_err(|error| CliError::Other(error.into()))
 }

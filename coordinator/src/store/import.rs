@@ -5,10 +5,13 @@
 //! nothing behind. The stream is not trusted: every length is bounded before
 //! it is believed. The new store's epoch is far above the exported one,
 //! because agents refuse orders of a lower epoch than they have seen, and the
-//! old coordinator may have been started again after the export.
+//! old coordinator may have been started again after the export. Join tokens do
+//! not come over: one that was used since would be unused again. The store is
+//! marked as restored, and is not served before somebody has looked at it.
 
 use super::export::{DELETE, END, Header, PUT};
 use super::kv::{Kv, MAX_KEY, MAX_MEMBER, MAX_VALUE, MAX_WRITES, Member, Write};
+use super::record::{self, Restored};
 use super::{Sled, Store, StoreError, keys};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -48,6 +51,7 @@ impl Store {
         let beside = Beside::new(path)?;
         let engine = Sled::create(&beside.0, chain, header.epoch.saturating_add(EPOCH_JUMP))?;
         let records = fill(&engine, &mut source).await?;
+        mark(&engine, &header).await?;
         drop(engine);
         beside.move_to(path)?;
         Ok(Imported { header, records })
@@ -95,8 +99,8 @@ async fn fill(engine: &dyn Kv, source: &mut Source<impl Read>) -> Result<u64, St
         let ended = write.is_none();
         if let Some(write) = write {
             records += 1;
-            // The epoch is the new store's own.
-            if write.key() == keys::EPOCH {
+            // The epoch is the new store's own; a token that was used since would work again.
+            if [keys::EPOCH, keys::RESTORED].contains(&write.key()) || write.key().starts_with(keys::TOKENS) {
                 continue;
             }
             let size = match &write {
@@ -120,6 +124,17 @@ async fn fill(engine: &dyn Kv, source: &mut Source<impl Read>) -> Result<u64, St
             return Ok(records);
         }
     }
+}
+
+/// Nobody has looked at it yet.
+async fn mark(engine: &dyn Kv, header: &Header) -> Result<(), StoreError> {
+    let restored = Restored { exported_at: header.at, epoch: header.epoch, confirmed_at: 0 };
+    let write = Write::Put(keys::RESTORED.to_owned(), record::encode(&restored));
+    let member = Member { writes: vec![write], ..Member::default() };
+    for answer in engine.commit(vec![member]).await? {
+        answer?;
+    }
+    Ok(())
 }
 
 /// The stream, read and summed.

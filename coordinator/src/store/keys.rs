@@ -8,6 +8,8 @@
 pub const FLEET: &str = "meta/fleet";
 /// Raised at every open: [`super::record::Counter`].
 pub const EPOCH: &str = "meta/epoch";
+/// That it was imported, and whether somebody has looked at it since: [`super::record::Restored`].
+pub const RESTORED: &str = "meta/restored";
 /// The number of the last rotation; guarded by every new one, so that two never overlap unseen.
 pub const ROTATIONS: &str = "meta/rotations";
 /// Who runs the engine.

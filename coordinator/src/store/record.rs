@@ -108,6 +108,20 @@ pub struct Counter {
     pub value: u64,
 }
 
+/// A store that came from an export.
+#[derive(Clone, PartialEq, Message)]
+pub struct Restored {
+    /// When the export was made, by its coordinator's clock.
+    #[prost(int64, tag = "1")]
+    pub exported_at: i64,
+    /// The epoch it was made in.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// When somebody confirmed it; 0 before: it is not served.
+    #[prost(int64, tag = "3")]
+    pub confirmed_at: i64,
+}
+
 /// A person or program behind the CLI.
 #[derive(Clone, PartialEq, Message)]
 pub struct Operator {
