@@ -67,6 +67,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         store: store.clone(),
         view: view.clone(),
         presence: presence.clone(),
+        metrics: metrics.clone(),
         now,
         name: config.name.clone(),
         started_at,

@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use reseal_proto::v1::{Chains, TargetState};
 
-use crate::store::record::Batch;
+use crate::store::record::{Batch, Target};
 use crate::view::View;
 
 /// All metrics of one coordinator. Cheap to clone.
@@ -24,12 +24,15 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Enrolments that were refused.
     pub enrolments_refused: Counter,
+    /// Agent sessions that were refused.
+    pub sessions_refused: Counter,
     issuance_seconds: Histogram,
     certificates: Family<ResultLabel, Counter>,
     targets: Family<StateLabel, Counter>,
     hosts: Gauge,
     installations: Gauge,
     rotations: Gauge,
+    unserved: Gauge,
     next_due: Gauge,
     registry: Arc<Registry>,
 }
@@ -47,7 +50,34 @@ struct StateLabel {
 /// What became of a CSR; the only values of the label `result`.
 const RESULTS: [&str; 3] = ["issued", "refused", "failed"];
 /// How a target ended; the only values of the label `state`.
-const ENDS: [&str; 5] = ["verified", "unserved", "failed", "rolled-back", "held"];
+const ENDS: [&str; 6] = ["verified", "failed", "rolled-back", "held", "no-result", "result-refused"];
+
+/// How each target of a batch has ended, if it has. An unserved one waits for its
+/// proof, an excluded one for another try: neither is an end here, so that each
+/// target is counted once.
+pub fn ends(batch: &Batch) -> Vec<Option<&'static str>> {
+    let end = |target: &Target| match target.state() {
+        TargetState::Verified => Some("verified"),
+        TargetState::Failed => Some(match target.failure.as_ref().map(|failure| failure.code.as_str()) {
+            Some("no-result") => "no-result",
+            Some("result-refused") => "result-refused",
+            Some(_) | None => "failed",
+        }),
+        TargetState::RolledBack => Some("rolled-back"),
+        TargetState::Held => Some("held"),
+        TargetState::Unspecified
+        | TargetState::Pending
+        | TargetState::Ordered
+        | TargetState::Requested
+        | TargetState::Issued
+        | TargetState::Installed
+        | TargetState::Reloaded
+        | TargetState::Unserved
+        | TargetState::Straggler
+        | TargetState::Excluded => None,
+    };
+    batch.targets.iter().map(end).collect()
+}
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -65,6 +95,8 @@ impl Default for Metrics {
             gauge("next_renewal_timestamp_seconds", "When the next certificate is due for renewal");
         let enrolments_refused = Counter::default();
         registry.register("enrolments_refused", "Enrolments that were refused", enrolments_refused.clone());
+        let sessions_refused = Counter::default();
+        registry.register("sessions_refused", "Agent sessions that were refused", sessions_refused.clone());
         let issuance_seconds = Histogram::new(exponential_buckets(0.001, 2.0, 14));
         registry.register_with_unit(
             "issuance",
@@ -81,16 +113,20 @@ impl Default for Metrics {
         for state in ENDS {
             drop(targets.get_or_create(&StateLabel { state }));
         }
-        registry.register("targets", "Targets that reached an end, by state", targets.clone());
+        registry.register("targets", "Targets that ended, each once, by how", targets.clone());
+        let unserved = Gauge::default();
+        registry.register("targets_unserved", "Unserved targets of rotations that run", unserved.clone());
         Self {
             sessions,
             enrolments_refused,
+            sessions_refused,
             issuance_seconds,
             certificates,
             targets,
             hosts,
             installations,
             rotations,
+            unserved,
             next_due,
             registry: Arc::new(registry),
         }
@@ -114,26 +150,12 @@ impl Metrics {
         self.issuance_seconds.observe(took.as_secs_f64());
     }
 
-    /// Counts the ends of a batch.
-    pub fn finished(&self, batch: &Batch) {
-        for target in &batch.targets {
-            let state = match target.state() {
-                TargetState::Verified => "verified",
-                TargetState::Unserved => "unserved",
-                TargetState::Failed => "failed",
-                TargetState::RolledBack => "rolled-back",
-                TargetState::Held => "held",
-                TargetState::Unspecified
-                | TargetState::Pending
-                | TargetState::Ordered
-                | TargetState::Requested
-                | TargetState::Issued
-                | TargetState::Installed
-                | TargetState::Reloaded
-                | TargetState::Straggler
-                | TargetState::Excluded => continue,
-            };
-            self.targets.get_or_create(&StateLabel { state }).inc();
+    /// Counts the targets of a batch that ended since it was `before`, as [`ends`] gave it.
+    pub fn finished(&self, before: &[Option<&'static str>], batch: &Batch) {
+        for (was, is) in before.iter().zip(ends(batch)) {
+            if let (None, Some(state)) = (was, is) {
+                self.targets.get_or_create(&StateLabel { state }).inc();
+            }
         }
     }
 
@@ -147,7 +169,10 @@ impl Metrics {
             let running = state.rotations.values().filter(|rotation| {
                 rotation.revision != 0 && !crate::domain::rotation::is_end(rotation.state)
             });
-            self.rotations.set(number(running.count()));
+            let running: Vec<_> = running.collect();
+            self.rotations.set(number(running.len()));
+            let unserved = running.iter().flat_map(|rotation| rotation.batches.values());
+            self.unserved.set(unserved.map(|batch| i64::from(batch.counts.of(TargetState::Unserved))).sum());
             let due = state.hosts.values().map(|host| host.next_due).filter(|due| *due != i64::MAX).min();
             self.next_due.set(due.unwrap_or(0));
         }
@@ -155,6 +180,64 @@ impl Metrics {
         match text::encode(&mut out, &self.registry) {
             Ok(()) => out,
             Err(error) => format!("# cannot encode: {error}\n"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reseal_proto::v1::Failure;
+
+    #[test]
+    fn each_target_is_counted_once_by_how_it_ended() {
+        let batch = |states: &[(TargetState, &str)]| Batch {
+            targets: states
+                .iter()
+                .map(|(state, code)| Target {
+                    state: (*state).into(),
+                    failure: (!code.is_empty())
+                        .then(|| Failure { code: (*code).into(), ..Failure::default() }),
+                    ..Target::default()
+                })
+                .collect(),
+            ..Batch::default()
+        };
+        use TargetState::*;
+        let steps = [
+            batch(&[(Pending, ""), (Pending, ""), (Pending, ""), (Pending, ""), (Pending, "")]),
+            batch(&[(Verified, ""), (Unserved, ""), (Failed, "io"), (Failed, "no-result"), (Pending, "")]),
+            // A result that comes again, later: one proof more, and the end of an end.
+            batch(&[
+                (Verified, ""),
+                (Verified, ""),
+                (RolledBack, "io"),
+                (Failed, "no-result"),
+                (Excluded, ""),
+            ]),
+            batch(&[
+                (Verified, ""),
+                (Verified, ""),
+                (RolledBack, "io"),
+                (Failed, "no-result"),
+                (Failed, "result-refused"),
+            ]),
+        ];
+        let metrics = Metrics::default();
+        for pair in steps.windows(2) {
+            metrics.finished(&ends(&pair[0]), &pair[1]);
+        }
+        let text = metrics.render(&View::default());
+        for (state, number) in [
+            ("verified", 2),
+            ("failed", 1),
+            ("no-result", 1),
+            ("result-refused", 1),
+            ("rolled-back", 0),
+            ("held", 0),
+        ] {
+            let line = format!("reseal_targets_total{{state=\"{state}\"}} {number}\n");
+            assert!(text.contains(&line), "{line}{text}");
         }
     }
 }

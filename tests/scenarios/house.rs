@@ -44,7 +44,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("restore", &["domain", "store"]),
     ("config", &[]),
     ("fail", &[]),
-    ("app", &["config", "engine", "grpc", "issuance", "metrics", "monitor", "restore", "store", "view", "domain"]),
+    (
+        "app",
+        &["config", "engine", "grpc", "issuance", "metrics", "monitor", "restore", "store", "view", "domain"],
+    ),
     ("main", &["cli"]),
     ("lib", &[]),
 ];

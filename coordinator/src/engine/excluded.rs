@@ -39,7 +39,7 @@ pub(super) async fn take_out(turn: &Turn<'_>) -> Result<(), StoreError> {
         }
         tracing::warn!(%host, %batch, "excluded from its rotation: not replaced");
         let commit = Commit::new().lease(turn.lease).at(&key, record.revision).put(&key, &record.value);
-        super::pass_over(&host, turn.commit_unless_moved(commit).await)?;
+        super::pass_over(&host, turn.commit_unless_moved(commit).await.map(drop))?;
     }
     Ok(())
 }

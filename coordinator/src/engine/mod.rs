@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use crate::domain::Now;
+use crate::metrics::Metrics;
 use crate::store::{Commit, Lease, Presence, Store, StoreError, keys};
 use crate::view::View;
 
@@ -47,6 +48,8 @@ pub struct Engine {
     pub view: View,
     /// Who is connected.
     pub presence: Presence,
+    /// Counters.
+    pub metrics: Metrics,
     /// The clock.
     pub now: Now,
     /// Name of this coordinator: holder of the lease.
@@ -140,11 +143,11 @@ impl Turn<'_> {
     }
 
     /// Commits what is right for the records as they were read. When one of them has moved
-    /// meanwhile, such as by a result that arrived, nothing is written and the next turn looks again.
-    async fn commit_unless_moved(&self, commit: Commit) -> Result<(), StoreError> {
+    /// meanwhile, such as by a result that arrived, nothing is written (false) and the next turn looks again.
+    async fn commit_unless_moved(&self, commit: Commit) -> Result<bool, StoreError> {
         match self.engine.store.commit(commit).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_conflict() => Ok(()),
+            Ok(_) => Ok(true),
+            Err(error) if error.is_conflict() => Ok(false),
             Err(error) => Err(error),
         }
     }

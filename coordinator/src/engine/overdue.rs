@@ -9,6 +9,7 @@ use reseal_proto::v1::{Failure, TargetState};
 use super::Turn;
 use crate::domain::rotation;
 use crate::domain::target::{self, Event};
+use crate::metrics::ends;
 use crate::store::record::Batch;
 use crate::store::{Commit, StoreError, keys};
 
@@ -23,6 +24,7 @@ pub(super) async fn fail(turn: &Turn<'_>) -> Result<(), StoreError> {
         if record.value.finished_at != 0 || record.value.created_at + PATIENCE > turn.now {
             continue;
         }
+        let before = ends(&record.value);
         for target in &mut record.value.targets {
             if let Ok(state) = target::apply(target.state(), Event::Report(TargetState::Failed)) {
                 target.set_state(state);
@@ -39,7 +41,9 @@ pub(super) async fn fail(turn: &Turn<'_>) -> Result<(), StoreError> {
         record.value.finished_at = turn.now;
         tracing::warn!(%host, %batch, "no result in time: failed");
         let commit = Commit::new().lease(turn.lease).at(&key, record.revision).put(&key, &record.value);
-        turn.commit_unless_moved(commit).await?;
+        if turn.commit_unless_moved(commit).await? {
+            turn.engine.metrics.finished(&before, &record.value);
+        }
     }
     Ok(())
 }

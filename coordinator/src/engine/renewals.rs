@@ -105,7 +105,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
             commit = commit.delete(issued);
         }
     }
-    turn.commit_unless_moved(commit).await
+    turn.commit_unless_moved(commit).await.map(drop)
 }
 
 /// The number in `batch/<host>/n0000000007-3`.

@@ -27,6 +27,7 @@ use tracing::Instrument as _;
 use super::auth;
 use super::convert::{chain, issuance_status, status};
 use super::inventory::Inventories;
+use super::refused::RefusedSessions;
 use super::results::{Fingerprints, Results, Work};
 use super::sessions::{Sessions, Slot};
 use super::tls::PeerIdentity;
@@ -61,6 +62,7 @@ struct Parts {
     control: Arc<ControlPlane>,
     results: Results,
     inventories: Inventories,
+    refused: RefusedSessions,
     metrics: Metrics,
     now: Now,
 }
@@ -91,6 +93,7 @@ impl AgentService {
         let AgentParts { store, view, presence, sessions, issuance, control, metrics, now } = parts;
         let results = Results::new(store.clone(), control.clone(), metrics.clone(), now);
         let inventories = Inventories::new(store.clone(), now);
+        let refused = RefusedSessions::new(store.clone(), metrics.clone(), now);
         Self(Arc::new(Parts {
             store,
             view,
@@ -100,6 +103,7 @@ impl AgentService {
             control,
             results,
             inventories,
+            refused,
             metrics,
             now,
         }))
@@ -116,7 +120,14 @@ impl Agent for AgentService {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (host, peer) = auth::agent(&self.0.store, &self.0.control.fleet, &request).await?;
+        let (host, peer) = match auth::agent(&self.0.store, &self.0.control.fleet, &request).await {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                let who = auth::peer(&request).map(|peer| peer.identity.role.to_string());
+                self.0.refused.note(&who.unwrap_or_else(|_| "unknown".into()), refusal.message()).await;
+                return Err(refusal);
+            }
+        };
         // Boxed: a channel reserves room for 32 of its items.
         let (outbox, receiver) = mpsc::channel(OUTBOX);
         let session = Session {
@@ -223,6 +234,17 @@ impl Session {
             )));
         }
         let parts = &self.parts;
+        if hello.epoch > parts.store.epoch() {
+            let why = format!(
+                "host {} has seen epoch {}, this coordinator is at {}: its store is an older copy that was put back without an import, or a newer coordinator of this fleet runs somewhere. Stop this one; if there is no other, `reseal store export --config FILE` and `reseal store import` raise the epoch",
+                self.host,
+                hello.epoch,
+                parts.store.epoch()
+            );
+            tracing::error!(host = %self.host, "{why}");
+            parts.refused.note(&format!("host/{}", self.host), &why).await;
+            return Err(Status::failed_precondition(why));
+        }
         let now = (parts.now)();
         let root = parts.control.managed_root.clone();
         self.send(ToAgent::Welcome(Welcome {

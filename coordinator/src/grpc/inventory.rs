@@ -1,36 +1,27 @@
 //! Inventories as agents report them: deltas against a digest, kept in chunks.
 //!
 //! An agent speaks for its own host only. What it reports is bounded in number
-//! and size; the head chunk is written last and reveals the digest of the whole.
+//! and size ([`bounds`]); the head chunk is written last and reveals the digest of
+//! the whole.
+
+mod bounds;
 
 use std::collections::BTreeMap;
 
 use prost::Message;
 use reseal_proto::v1::{Installation, InventoryDelta};
-use tonic::Status;
+use tonic::{Code, Status};
 
+use self::bounds::{CHUNK, CHUNK_BYTES, Reported, Taken};
 use super::convert::status;
 use crate::domain::Now;
 use crate::store::record::Inventory;
 use crate::store::{Commit, Store, keys};
 
-/// Installations of one host at most.
-const MAX_INSTALLATIONS: usize = 2_000;
-/// Findings of one host at most.
-const MAX_FINDINGS: usize = 100;
-/// Trust stores of one host at most.
-const MAX_TRUST_STORES: usize = 200;
-/// An installation's record at most, bytes.
-const MAX_INSTALLATION_BYTES: usize = 40 * 1024;
-/// Bytes of an installation's id and label, and of a key identifier, at most.
-const MAX_ID: usize = 600;
-const MAX_LABEL: usize = 300;
-const MAX_KEY_ID: usize = 64;
-/// Installations in one chunk, and bytes.
-const CHUNK: usize = 50;
-const CHUNK_BYTES: usize = 48 * 1024;
-/// Chunks written in one commit.
+/// Chunks written in one commit, beside the head.
 const GROUP: usize = 12;
+/// How often a report is merged again when another session of the host wrote meanwhile.
+const TRIES: usize = 5;
 
 /// The inventories on record. Cheap to clone.
 #[derive(Clone)]
@@ -63,22 +54,35 @@ impl Inventories {
 
     /// Applies a delta; false when it does not fit what is on record and the whole is wanted.
     pub(crate) async fn apply(&self, host: &str, delta: &InventoryDelta) -> Result<bool, Status> {
-        let Some(commits) = self.merge(host, delta).await? else {
-            return Ok(false);
-        };
-        for commit in commits {
-            self.store.commit(commit).await.map_err(|error| status(&error))?;
+        for _ in 1..TRIES {
+            let head = match self.merge(host, delta).await {
+                Ok(Some(head)) => head,
+                Ok(None) => return Ok(false),
+                // Another session of the host wrote in between.
+                Err(error) if error.code() == Code::Aborted => continue,
+                Err(error) => return Err(error),
+            };
+            match self.store.commit(head).await {
+                Ok(_) => return Ok(true),
+                Err(error) if error.is_conflict() => {}
+                Err(error) => return Err(status(&error)),
+            }
         }
-        Ok(true)
+        Err(Status::aborted(format!(
+            "the inventory of host {host} keeps changing: does a second agent run under its name?"
+        )))
     }
 
-    /// The commits that bring the record to the delta, in order; `None` when it does not fit.
-    pub(crate) async fn merge(
-        &self,
-        host: &str,
-        delta: &InventoryDelta,
-    ) -> Result<Option<Vec<Commit>>, Status> {
-        let head = self.head(host).await?.unwrap_or_default();
+    /// Merges a delta and writes all but the head chunk; gives the commit that writes
+    /// the head and reveals the whole. `None` when the delta does not fit; `Aborted`
+    /// when somebody else wrote meanwhile.
+    ///
+    /// Two sessions of a host may report at once: everything is guarded by the head,
+    /// and who writes more than one commit claims the head first.
+    pub(crate) async fn merge(&self, host: &str, delta: &InventoryDelta) -> Result<Option<Commit>, Status> {
+        let key = keys::inventory(host, 0);
+        let head = self.store.get::<Head>(&key).await.map_err(|error| status(&error))?;
+        let (revision, head) = head.map_or((None, Head::default()), |head| (Some(head.revision), head.value));
         let mut installations: BTreeMap<String, Installation> = BTreeMap::new();
         let mut old = Vec::new();
         if !delta.base_digest.is_empty() {
@@ -93,71 +97,46 @@ impl Inventories {
         for removed in &delta.removed {
             installations.remove(removed);
         }
-        for installation in delta.upserted.iter().cloned() {
-            if let Some(field) = too_long(&installation) {
-                let id: String = installation.id.chars().take(120).collect();
-                return Err(Status::invalid_argument(format!(
-                    "installation {id} of host {host} has a {field} that is too long"
-                )));
-            }
-            if installation.encoded_len() > MAX_INSTALLATION_BYTES {
-                let id: String = installation.id.chars().take(120).collect();
-                return Err(Status::invalid_argument(format!(
-                    "installation {id} of host {host} is described in more than {MAX_INSTALLATION_BYTES} bytes"
-                )));
-            }
-            installations.insert(installation.id.clone(), installation);
-        }
-        let counts = [
-            (installations.len(), MAX_INSTALLATIONS, "installations"),
-            (delta.findings.len(), MAX_FINDINGS, "findings"),
-            (delta.trust_stores.len(), MAX_TRUST_STORES, "trust stores"),
-            (delta.digest.len(), 64, "bytes of digest"),
-        ];
-        if let Some((number, limit, what)) = counts.into_iter().find(|(number, limit, _)| number > limit) {
-            return Err(Status::invalid_argument(format!(
-                "host {host} reports {number} {what}; {limit} are accepted"
-            )));
-        }
-        let mut first = Inventory {
+        installations.extend(
+            delta.upserted.iter().map(|installation| (installation.id.clone(), installation.clone())),
+        );
+        let reported = Reported {
             digest: delta.digest.clone(),
+            installations,
             findings: delta.findings.clone(),
             trust_stores: delta.trust_stores.clone(),
-            reported_at: (self.now)(),
-            ..Inventory::default()
         };
-        while first.encoded_len() > CHUNK_BYTES && first.findings.pop().is_some() {}
-        if first.encoded_len() > CHUNK_BYTES {
-            return Err(Status::invalid_argument(format!(
-                "the trust stores of host {host} are described too long"
-            )));
+        let Taken { head: first, installations, left_out } = bounds::take(reported);
+        if left_out > 0 {
+            tracing::warn!(host, left_out, "parts of an inventory were left out; findings say which");
         }
-        let mut chunks = chunked(first, installations.into_values());
+        let first = Inventory { reported_at: (self.now)(), ..first };
+        let mut chunks = chunked(first, installations.into_iter());
         chunks[0].chunks = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-        Ok(Some(write(host, head.chunks as usize, &old, &chunks)))
+        let guard = |commit: Commit, revision| match revision {
+            Some(revision) => commit.at(&key, revision),
+            None => commit.absent(&key),
+        };
+        let Writes { before: early, with_head } = write(host, head.chunks as usize, &old, &chunks);
+        let mut revision = revision;
+        if !early.is_empty() {
+            // Until the head is written it has no digest: killed in between, the whole is wanted again.
+            let claim = Inventory { chunks: head.chunks.max(chunks[0].chunks), ..Inventory::default() };
+            revision = Some(self.write(guard(Commit::new(), revision).put(&key, &claim)).await?);
+            for commit in early {
+                self.write(guard(commit, revision)).await?;
+            }
+        }
+        Ok(Some(guard(with_head, revision).put(&key, &chunks[0])))
+    }
+
+    async fn write(&self, commit: Commit) -> Result<u64, Status> {
+        self.store.commit(commit).await.map_err(|error| status(&error))
     }
 
     async fn head(&self, host: &str) -> Result<Option<Head>, Status> {
         let head = self.store.get::<Head>(&keys::inventory(host, 0)).await.map_err(|error| status(&error))?;
         Ok(head.map(|head| head.value))
-    }
-}
-
-/// A field that other records copy, and that is longer than they have room for.
-fn too_long(installation: &Installation) -> Option<&'static str> {
-    let facts = installation.certificate.as_ref();
-    let key = |bytes: Option<&Vec<u8>>| bytes.is_some_and(|bytes| bytes.len() > MAX_KEY_ID);
-    if installation.id.len() > MAX_ID || installation.id.is_empty() {
-        Some("path")
-    } else if installation.label.len() > MAX_LABEL {
-        Some("label")
-    } else if key(facts.map(|facts| &facts.authority_key_id))
-        || key(facts.map(|facts| &facts.issuer_spki_sha256))
-        || key(facts.map(|facts| &facts.fingerprint))
-    {
-        Some("certificate's key identifier or fingerprint")
-    } else {
-        None
     }
 }
 
@@ -179,9 +158,16 @@ fn chunked(head: Inventory, installations: impl Iterator<Item = Installation>) -
     chunks
 }
 
-/// Later chunks first, the head last. `before` chunks are on record; `old` are
-/// those of them that were read.
-fn write(host: &str, before: usize, old: &[Inventory], new: &[Inventory]) -> Vec<Commit> {
+/// All chunks but the head, in commits that are small enough.
+struct Writes {
+    /// To be written before.
+    before: Vec<Commit>,
+    /// To be written together with the head.
+    with_head: Commit,
+}
+
+/// `before` chunks are on record; `old` are those of them that were read.
+fn write(host: &str, before: usize, old: &[Inventory], new: &[Inventory]) -> Writes {
     let mut commits = Vec::new();
     let key = |number: usize| keys::inventory(host, u32::try_from(number).unwrap_or(u32::MAX));
     let mut commit = Commit::new();
@@ -197,8 +183,7 @@ fn write(host: &str, before: usize, old: &[Inventory], new: &[Inventory]) -> Vec
             None => commit.delete(key(number)),
         };
     }
-    commits.push(commit.put(key(0), &new[0]));
-    commits
+    Writes { before: commits, with_head: commit }
 }
 
 #[cfg(test)]
@@ -228,11 +213,43 @@ mod tests {
     }
 
     #[test]
-    fn the_head_is_written_last_and_what_is_too_much_is_deleted() {
+    fn commits_are_small_and_what_is_too_much_is_deleted() {
         let new = chunked(Inventory::default(), installations(120, 10).into_iter());
-        let commits = write("h", 40, &[], &new);
-        assert!(commits.len() > 1);
-        assert_eq!(commits.iter().map(Commit::writes).sum::<usize>(), 40);
-        assert!(commits.iter().all(|commit| commit.writes() <= GROUP + 1));
+        let Writes { before, with_head } = write("h", 40, &[], &new);
+        assert!(!before.is_empty());
+        assert_eq!(before.iter().chain([&with_head]).map(Commit::writes).sum::<usize>(), 39);
+        assert!(before.iter().chain([&with_head]).all(|commit| commit.writes() <= GROUP));
+    }
+
+    fn whole(number: usize, bytes: usize, digest: u8) -> InventoryDelta {
+        InventoryDelta {
+            digest: vec![digest; 32],
+            upserted: installations(number, bytes),
+            ..InventoryDelta::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn of_two_sessions_that_report_at_once_one_wins_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::create(&folder.path().join("store"), "c").unwrap();
+        let inventories = Inventories::new(store.clone(), || 1);
+        let (first, second) = (whole(1_500, 200, 1), whole(1_400, 220, 2));
+        // Each needs several commits; both begin before either reveals.
+        for _ in 0..20 {
+            let (a, b) = tokio::join!(inventories.apply("h", &first), inventories.apply("h", &second));
+            assert!(a.is_ok() || b.is_ok());
+            let chunks = store.range::<Inventory>(&keys::inventory_of("h")).await.unwrap();
+            let head = &chunks[0].1.value;
+            let (number, bytes) = match head.digest.first() {
+                Some(1) => (1_500, 200),
+                Some(2) => (1_400, 220),
+                // Claimed by one that lost: the whole is wanted.
+                _ => continue,
+            };
+            let all: Vec<_> = chunks.iter().flat_map(|(_, chunk)| &chunk.value.installations).collect();
+            assert_eq!((all.len(), chunks.len()), (number, head.chunks as usize));
+            assert!(all.iter().all(|installation| installation.label.len() == bytes), "a mixture");
+        }
     }
 }

@@ -11,6 +11,7 @@ mod convert;
 mod enrolment;
 mod inventory;
 mod operator;
+mod refused;
 mod results;
 mod sessions;
 pub mod tls;

@@ -22,7 +22,7 @@ use crate::domain::target::{self, Event};
 use crate::fail::point;
 use crate::issuance::IssuanceError;
 use crate::issuance::control::ControlPlane;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ends};
 use crate::store::record::{Batch, Issued};
 use crate::store::{Commit, Store, StoreError, Versioned, keys};
 
@@ -124,6 +124,7 @@ impl Results {
             };
             // Removed long ago: the agent may forget it too.
             let Some(Versioned { value: batch, revision }) = record else { return Ok(Taken::Nothing) };
+            let before = ends(&batch);
             let fingerprints = match &issued {
                 Some(issued) if claims(&payload).all(|proof| issued.has(proof)) => issued,
                 _ => &self.issued(host, &result.batch).await?,
@@ -135,21 +136,19 @@ impl Results {
             let mut commit = Commit::new();
             let mut wanted = false;
             if let Some(delta) = inventory {
-                match self.inventories.merge(host, delta).await? {
+                match self.inventories.merge(host, delta).await {
                     // The head comes with the batch, so that neither is seen without the other.
-                    Some(mut commits) => {
-                        commit = commits.pop().unwrap_or_default();
-                        for chunks in commits {
-                            self.store.commit(chunks).await.map_err(|error| status(&error))?;
-                        }
-                    }
-                    None => wanted = true,
+                    Ok(Some(head)) => commit = head,
+                    Ok(None) => wanted = true,
+                    // Another session of the host wrote in between.
+                    Err(error) if error.code() == Code::Aborted => continue,
+                    Err(error) => return Err(error),
                 }
             }
             match self.store.commit(commit.at(&key, revision).put(&key, &finished)).await {
                 Ok(_) => {
                     point("results.after_commit");
-                    self.metrics.finished(&finished);
+                    self.metrics.finished(&before, &finished);
                     return Ok(Taken::With(wanted));
                 }
                 Err(error) if error.is_conflict() => {}
@@ -186,6 +185,7 @@ impl Results {
             return Ok(());
         }
         tracing::error!(host, batch = %key, why, "a result cannot be taken");
+        let before = ends(&batch);
         for target in &mut batch.targets {
             if let Ok(state) = target::apply(target.state(), Event::Report(TargetState::Failed)) {
                 target.set_state(state);
@@ -197,6 +197,7 @@ impl Results {
             .commit(Commit::new().at(&key, revision).put(&key, &batch))
             .await
             .map_err(|error| status(&error))?;
+        self.metrics.finished(&before, &batch);
         Ok(())
     }
 

@@ -18,9 +18,11 @@ use crate::domain::{host, renewal, rotation};
 use crate::grpc::auth::Caller;
 use crate::grpc::convert::status;
 use crate::issuance::keyring::random;
-use crate::store::record::{Host, HostState, Inventory, Token};
+use crate::store::record::{Batch, Host, HostState, Inventory, Issued, Token};
 use crate::store::{AuditDraft, Commit, Versioned, keys};
 
+/// Records deleted in one commit.
+const PAGE: usize = 60;
 const HOUR: u64 = 3600;
 const MAX_LIFETIME: u64 = 7 * 24 * HOUR;
 /// Labels of a host, and bytes of each, at most.
@@ -177,24 +179,42 @@ impl OperatorService {
         };
         if let Some(rotation) = busy {
             return Err(Status::failed_precondition(format!(
-                "host {name} is part of rotation {rotation}: let it end or abort it first"
+                "host {name} is part of rotation {rotation}: let it end, or take the host out with `reseal rotation exclude {rotation} {name}`"
             )));
         }
         let key = keys::host(name);
         let draft = self.draft(caller, "host.remove", &format!("host/{name}"), "");
+        // Before the host's own record: killed in between, the same command goes on.
+        self.remove_records_of(name).await?;
         let mut commit = Commit::new().at(&key, record.revision).delete(&key).audit(draft);
         let tokens = self.store.range::<Token>(keys::TOKENS).await.map_err(|error| status(&error))?;
         for (token, _) in tokens.iter().filter(|(_, token)| token.value.host == name).take(10) {
             commit = commit.delete(token);
         }
-        for (chunk, _) in
-            self.store.range::<Inventory>(&keys::inventory_of(name)).await.map_err(|error| status(&error))?
-        {
-            if commit.writes() < 60 {
-                commit = commit.delete(chunk);
+        self.store.commit(commit).await.map_err(|error| status(&error))?;
+        // What its session reported in this very moment.
+        self.remove_records_of(name).await
+    }
+
+    /// Its inventory, and renewals that were ordered and will never be done: under its
+    /// name a new host may come.
+    async fn remove_records_of(&self, host: &str) -> Result<(), Status> {
+        let chunks = self.store.range::<Inventory>(&keys::inventory_of(host)).await;
+        let mut gone: Vec<String> =
+            chunks.map_err(|error| status(&error))?.into_iter().map(|(key, _)| key).collect();
+        let batches = self.store.range::<Batch>(&keys::batches_of(host)).await;
+        for (key, batch) in batches.map_err(|error| status(&error))? {
+            if batch.value.rotation.is_empty() && batch.value.finished_at == 0 {
+                let name = key.rsplit('/').next().unwrap_or_default().to_owned();
+                let issued = self.store.range::<Issued>(&keys::issued_of(host, &name)).await;
+                gone.extend(issued.map_err(|error| status(&error))?.into_iter().map(|(key, _)| key));
+                gone.push(key);
             }
         }
-        self.store.commit(commit).await.map_err(|error| status(&error))?;
+        for page in gone.chunks(PAGE) {
+            let commit = page.iter().fold(Commit::new(), |commit, key| commit.delete(key));
+            self.store.commit(commit).await.map_err(|error| status(&error))?;
+        }
         Ok(())
     }
 
