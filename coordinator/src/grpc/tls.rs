@@ -2,8 +2,10 @@
 //!
 //! A client certificate is asked for and verified against the control-plane CA
 //! when it comes; enrolment is the one call that needs none. Handshakes run in
-//! tasks of their own, bounded in number and time, so that a slow or silent
-//! client holds up nobody.
+//! tasks of their own, bounded in number and time, in all and for each address
+//! ([`sources`]), so that a slow, silent or greedy client holds up nobody.
+
+mod sources;
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,14 +28,17 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use self::sources::Sources;
 use crate::domain::Now;
 use crate::issuance::control::ControlPlane;
 use crate::issuance::profile::SERVER;
 
 /// A client that has not finished its handshake by then is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(20);
-/// Handshakes at a time; more wait in the listen queue.
+/// Handshakes at a time; more wait.
 const HANDSHAKES: usize = 1024;
+/// Connections that wait or shake hands; more wait in the listen queue.
+const CONNECTIONS: usize = 8192;
 
 /// TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -135,10 +140,12 @@ pub(crate) fn accept(
 ) -> mpsc::Receiver<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(64);
     let acceptor = TlsAcceptor::from(config);
-    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    let (handshakes, connections) =
+        (Arc::new(Semaphore::new(HANDSHAKES)), Arc::new(Semaphore::new(CONNECTIONS)));
+    let sources = Sources::default();
     tokio::spawn(async move {
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let Ok(slot) = connections.clone().acquire_owned().await else { return };
             let (stream, address) = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
@@ -151,10 +158,20 @@ pub(crate) fn accept(
                 },
                 () = sender.closed() => return,
             };
-            let (acceptor, sender) = (acceptor.clone(), sender.clone());
+            let Some(place) = sources.enter(address.ip()) else {
+                tracing::debug!(%address, "too many connections from this address");
+                continue;
+            };
+            let (acceptor, sender, handshakes) = (acceptor.clone(), sender.clone(), handshakes.clone());
             tokio::spawn(async move {
-                let shaken = tokio::time::timeout(HANDSHAKE, handshake(acceptor, stream, address)).await;
-                drop(slot);
+                let work = async {
+                    // Its own address first: what waits here takes nothing from others.
+                    let _own = place.handshakes.acquire().await;
+                    let _shared = handshakes.acquire().await;
+                    handshake(acceptor, stream, address).await
+                };
+                let shaken = tokio::time::timeout(HANDSHAKE, work).await;
+                drop((place, slot));
                 match shaken {
                     Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),
                     Ok(Err(error)) => tracing::debug!(%address, %error, "handshake failed"),

@@ -25,7 +25,7 @@ const DAY: i64 = 24 * HOUR;
 pub const AGENT_IDENTITY: i64 = DAY;
 /// Lifetime of an operator's identity.
 pub const OPERATOR_IDENTITY: i64 = 90 * DAY;
-/// Lifetime of a coordinator's server certificate; it is made anew at every start.
+/// Lifetime of a coordinator's server certificate; it is made anew at every start, and each time a third of it is over.
 pub const SERVER: i64 = 90 * DAY;
 const CONTROL_CA: i64 = 10 * 365 * DAY;
 const ROOT: i64 = 10 * 365 * DAY;

@@ -83,10 +83,16 @@ impl Identity {
 
     /// Opens a session and says Hello.
     pub async fn connect(&self) -> Result<Session> {
+        self.connect_at(0).await
+    }
+
+    /// Opens a session as one that has seen this epoch.
+    pub async fn connect_at(&self, epoch: u64) -> Result<Session> {
         let channel = channel::connect_from(&self.address, self.tls()?, self.local).await?;
         let mut client = AgentClient::new(channel).max_decoding_message_size(4 << 20);
         let (sender, receiver) = mpsc::channel(8);
-        let hello = Hello { protocol: 1, agent_version: "wire".into(), now: now(), ..Hello::default() };
+        let hello =
+            Hello { protocol: 1, agent_version: "wire".into(), now: now(), epoch, ..Hello::default() };
         sender.send(AgentMessage { body: Some(ToCoordinator::Hello(hello)) }).await?;
         let inbox = client.session(ReceiverStream::new(receiver)).await?.into_inner();
         Ok(Session { inbox, sender })
