@@ -25,7 +25,7 @@ pub(super) async fn note(turn: &Turn<'_>, host: &str) -> Result<(), StoreError> 
         for target in record.targets.iter_mut().filter(|target| !target.superseded) {
             if target.state() == State::Unserved
                 && !target.overtaken
-                && let Some(by) = renewed_by(&target.installation, &batch.value, &batches)
+                && let Some(by) = renewed_by(&target.installation, batch, &batches)
             {
                 target.overtaken = true;
                 target.overtaken_by = by.to_owned();
@@ -44,13 +44,15 @@ pub(super) async fn note(turn: &Turn<'_>, host: &str) -> Result<(), StoreError> 
 /// The name of a later batch that put another certificate into this installation.
 fn renewed_by<'a>(
     installation: &str,
-    unserved: &Batch,
+    unserved: &Versioned<Batch>,
     batches: &'a [(String, Versioned<Batch>)],
 ) -> Option<&'a str> {
+    // Within one second, by which was written last.
+    let order = |batch: &Versioned<Batch>| (batch.value.created_at, batch.revision);
     let (key, _) = batches.iter().find(|(_, later)| {
-        later.value.created_at > unserved.created_at
-            && later.value.finished_at >= unserved.finished_at
-            && later.value.rotation != unserved.rotation
+        order(later) > order(unserved)
+            && later.value.finished_at >= unserved.value.finished_at
+            && later.value.rotation != unserved.value.rotation
             && later.value.targets.iter().any(|target| {
                 target.installation == installation
                     && matches!(target.state(), State::Verified | State::Unserved | State::Held)
@@ -86,11 +88,14 @@ mod tests {
 
     #[test]
     fn only_a_later_certificate_overtakes() {
-        let unserved = batch("r1", 100, 110, State::Unserved);
-        let by = |other: Batch, installation: &str| {
-            let all = [("batch/h/n1-1".to_owned(), Versioned { revision: 1, value: other })];
+        let unserved = Versioned { revision: 5, value: batch("r1", 100, 110, State::Unserved) };
+        let at = |revision, other: Batch, installation: &str| {
+            let all = [("batch/h/n1-1".to_owned(), Versioned { revision, value: other })];
             renewed_by(installation, &unserved, &all).map(str::to_owned)
         };
+        let by = |other: Batch, installation: &str| at(1, other, installation);
+        let same_second = || batch("", 100, 110, State::Verified);
+        assert!(at(6, same_second(), "/a").is_some() && at(4, same_second(), "/a").is_none());
         assert_eq!(by(batch("", 200, 210, State::Verified), "/a").as_deref(), Some("n1-1"));
         assert_eq!(by(batch("r2", 200, 210, State::Unserved), "/a").as_deref(), Some("n1-1"));
         assert_eq!(by(batch("r2", 200, 210, State::RolledBack), "/a"), None, "the old one is back");

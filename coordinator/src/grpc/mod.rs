@@ -23,7 +23,7 @@ use reseal_proto::v1::agent_server::AgentServer;
 use reseal_proto::v1::enrolment_server::EnrolmentServer;
 use reseal_proto::v1::operator_server::OperatorServer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
@@ -116,6 +116,8 @@ pub async fn serve(
         now: parts.now,
         started_at: parts.started_at,
         starting: Arc::default(),
+        watches: Arc::new(Semaphore::new(operator::WATCHES)),
+        exports: Arc::new(Semaphore::new(operator::EXPORTS)),
         refusals: Arc::default(),
     };
     let result = Server::builder()

@@ -23,7 +23,7 @@ use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -39,6 +39,9 @@ const HANDSHAKE: Duration = Duration::from_secs(20);
 const HANDSHAKES: usize = 1024;
 /// Connections that wait or shake hands; more wait in the listen queue.
 const CONNECTIONS: usize = 8192;
+
+/// Open connections without a client certificate: only an enrolment needs one.
+const STRANGERS: usize = 1024;
 
 /// TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +146,7 @@ pub(crate) fn accept(
     let (handshakes, connections) =
         (Arc::new(Semaphore::new(HANDSHAKES)), Arc::new(Semaphore::new(CONNECTIONS)));
     let sources = Sources::default();
+    let strangers = Arc::new(Semaphore::new(STRANGERS));
     tokio::spawn(async move {
         loop {
             let Ok(slot) = connections.clone().acquire_owned().await else { return };
@@ -162,13 +166,20 @@ pub(crate) fn accept(
                 tracing::debug!(%address, "too many connections from this address");
                 continue;
             };
-            let (acceptor, sender, handshakes) = (acceptor.clone(), sender.clone(), handshakes.clone());
+            let (acceptor, sender) = (acceptor.clone(), sender.clone());
+            let (handshakes, strangers) = (handshakes.clone(), strangers.clone());
             tokio::spawn(async move {
                 let work = async {
                     // Its own address first: what waits here takes nothing from others.
                     let _own = place.handshakes.acquire().await;
                     let _shared = handshakes.acquire().await;
-                    handshake(acceptor, stream, address).await
+                    let mut connection = handshake(acceptor, stream, address).await?;
+                    if connection.peer.identity.is_none() {
+                        let place = strangers.try_acquire_owned();
+                        let crowded = |_| io::Error::other("too many connections without a certificate");
+                        connection._stranger = Some(place.map_err(crowded)?);
+                    }
+                    io::Result::Ok(connection)
                 };
                 let shaken = tokio::time::timeout(HANDSHAKE, work).await;
                 drop((place, slot));
@@ -194,7 +205,7 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, address: SocketAddr
             None
         }
     });
-    Ok(Connection { stream: Box::new(stream), peer: Peer { identity } })
+    Ok(Connection { stream: Box::new(stream), peer: Peer { identity }, _stranger: None })
 }
 
 fn peer_identity(certificate: &[u8]) -> Result<PeerIdentity, String> {
@@ -212,6 +223,8 @@ fn peer_identity(certificate: &[u8]) -> Result<PeerIdentity, String> {
 pub(crate) struct Connection {
     stream: Box<TlsStream<TcpStream>>,
     peer: Peer,
+    /// The place of one without a certificate.
+    _stranger: Option<OwnedSemaphorePermit>,
 }
 
 impl Connected for Connection {

@@ -14,6 +14,9 @@ use crate::issuance::{ceremony, profile};
 use crate::store::record::{Authority, AuthorityState};
 use crate::store::{Commit, Versioned, keys};
 
+/// Signed authorities at most, in all states.
+const MAX_AUTHORITIES: usize = 200;
+
 impl OperatorService {
     pub(super) async fn authorities(&self) -> Result<ListAuthoritiesReply, Status> {
         let records =
@@ -69,7 +72,13 @@ impl OperatorService {
             ..Authority::default()
         };
         let path = keys::authority(name);
+        let slots = self.view.read().authorities.len();
         let commit = match self.store.get::<Authority>(&path).await.map_err(|error| status(&error))? {
+            None if slots >= MAX_AUTHORITIES => {
+                return Err(Status::resource_exhausted(format!(
+                    "there are {MAX_AUTHORITIES} authorities: each selection and each inventory is held against all of them"
+                )));
+            }
             None => Commit::new().absent(&path),
             // A ceremony that was broken off begins again with a new key.
             Some(old) if old.value.state() == AuthorityState::PendingSignature => {

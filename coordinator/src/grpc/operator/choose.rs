@@ -200,6 +200,13 @@ impl OperatorService {
         open.next().map(|(number, _)| format!("r{number}"))
     }
 
+    /// How many rotations have not ended.
+    pub(super) fn open_rotations(&self) -> usize {
+        let state = self.view.read();
+        let all = state.rotations.values();
+        all.filter(|view| view.revision != 0 && !crate::domain::rotation::is_end(view.state)).count()
+    }
+
     pub(super) fn is_open(&self, rotation: &str) -> bool {
         let state = self.view.read();
         crate::view::rotation_number(rotation).and_then(|number| state.rotations.get(&number)).is_some_and(

@@ -24,7 +24,7 @@ use futures_util::Stream;
 use reseal_proto::telemetry;
 use reseal_proto::v1::operator_server::Operator;
 use reseal_proto::v1::*;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
@@ -45,6 +45,10 @@ use crate::view::View;
 const WATCH_PAUSE: Duration = Duration::from_millis(200);
 /// A watched rotation is sent at least this often, so that times move.
 const WATCH_TICK: Duration = Duration::from_secs(2);
+/// Watched rotations at a time.
+pub(super) const WATCHES: usize = 256;
+/// Exports at a time.
+pub(super) const EXPORTS: usize = 4;
 /// Bytes in one chunk of a file.
 const CHUNK: usize = 64 * 1024;
 
@@ -71,6 +75,10 @@ pub(crate) struct OperatorService {
     pub(crate) started_at: i64,
     /// Rotations are started one at a time.
     pub(crate) starting: Arc<tokio::sync::Mutex<()>>,
+    /// Rotations being watched, and exports under way.
+    pub(crate) watches: Arc<Semaphore>,
+    /// See `watches`.
+    pub(crate) exports: Arc<Semaphore>,
     /// Refused calls that are audited.
     pub(crate) refusals: Arc<std::sync::Mutex<Allowance>>,
 }
@@ -267,9 +275,16 @@ impl Operator for OperatorService {
     async fn watch_rotation(&self, request: Request<RotationRequest>) -> Reply<Self::WatchRotationStream> {
         let (_, request, _) = self.let_in(request, OperatorRole::Viewer, "rotation.watch").await?;
         self.rotation_record(&request.id).await?;
+        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "{WATCHES} rotations are being watched; `reseal rotation show {}` shows it once",
+                request.id
+            ))
+        })?;
         let (sender, receiver) = mpsc::channel(4);
         let service = self.clone();
         tokio::spawn(async move {
+            let _place = place;
             let mut changed = service.view.changed();
             let mut last = None;
             loop {
@@ -421,11 +436,17 @@ impl Operator for OperatorService {
 
     async fn export_store(&self, request: Request<ExportStoreRequest>) -> Reply<Self::ExportStoreStream> {
         let (caller, _, _) = self.let_in(request, OperatorRole::Admin, "store.export").await?;
+        let place = self.exports.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "{EXPORTS} exports are under way; try again when one has ended"
+            ))
+        })?;
         let draft = self.draft(&caller, "store.export", "store", "");
         self.store.commit(Commit::new().audit(draft)).await.map_err(|error| status(&error))?;
         let mut export = self.store.export((self.now)());
         let (parts, receiver) = mpsc::channel(2);
         tokio::spawn(async move {
+            let _place = place;
             loop {
                 let part = export.next().await.map_err(|error| status(&error));
                 let (last, parts_of) = match part {

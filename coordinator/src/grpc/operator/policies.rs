@@ -20,6 +20,8 @@ use crate::store::{Commit, keys};
 
 /// Policies in a fleet at most.
 const MAX_POLICIES: usize = 1000;
+/// Operators at most.
+const MAX_OPERATORS: usize = 1000;
 
 impl OperatorService {
     pub(super) async fn set_policy(&self, caller: &Caller, policy: v1::Policy) -> Result<(), Status> {
@@ -126,6 +128,11 @@ impl OperatorService {
         }
         let commit = match existing {
             Some(existing) => Commit::new().at(&key, existing.revision),
+            None if self.operators().await?.len() >= MAX_OPERATORS => {
+                return Err(Status::resource_exhausted(format!(
+                    "there are {MAX_OPERATORS} operators already: `reseal operator remove` those that have gone"
+                )));
+            }
             None => Commit::new().absent(&key),
         };
         let record = Operator {

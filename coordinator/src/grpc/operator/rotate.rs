@@ -24,6 +24,8 @@ use crate::store::{AuditDraft, Commit, Versioned, keys};
 
 /// Batches written in one commit.
 const GROUP: usize = 8;
+/// Rotations that have not ended, at most: the engine looks at each whenever something changes.
+const MAX_OPEN: usize = 100;
 pub(super) const MAX_REASON: usize = 1000;
 const DEFAULT_DEADLINE: u64 = 24 * 3600;
 const MAX_DEADLINE: u64 = 90 * 24 * 3600;
@@ -75,6 +77,11 @@ impl OperatorService {
         let _one_at_a_time = self.starting.lock().await;
         if let Some(id) = self.same_request(&request.idempotency_key).await? {
             return Ok(id);
+        }
+        if self.open_rotations() >= MAX_OPEN {
+            return Err(Status::resource_exhausted(format!(
+                "{MAX_OPEN} rotations have not ended: let some end, or abort them; `reseal rotation list`"
+            )));
         }
         let wire = request.selection.clone().unwrap_or_default();
         if wire.all {

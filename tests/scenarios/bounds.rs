@@ -1,0 +1,272 @@
+//! Beyond each bound there is a clear no, and the coordinator goes on. The table
+//! *Bounds* in `docs/DATA_MODEL.md` names these tests.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use reseal_proto::channel::{self, Trust};
+use reseal_proto::v1::enrolment_client::EnrolmentClient;
+use reseal_proto::v1::{
+    AddOperatorRequest, EnrolRequest, InviteHostRequest, ListAuditRequest, OnFailure, PlanRequest, Policy,
+    RotateRequest, RotationAction, RotationRequest, Selection, StatusRequest, Usage,
+};
+use reseal_proto::v1::{ControlRotationRequest, TaintAuthorityRequest};
+use reseal_tests::product::Binaries;
+use reseal_tests::wire::{Coordinator, Operator, Puppet, Settings, csr, open_token};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpSocket;
+use tonic::Code;
+
+/// Connections of one address that wait for TLS, and its handshakes at a time.
+const CONNECTIONS: usize = 2_048;
+
+fn runtime() -> tokio::runtime::Runtime {
+    reseal_proto::channel::install_crypto();
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+async fn started() -> Result<Coordinator> {
+    let settings = Settings {
+        program: Binaries::built()?.reseal,
+        fleet: "bounds".into(),
+        log_level: "warn".into(),
+        tracing: None,
+    };
+    Coordinator::start(settings).await
+}
+
+/// The answer was a no of this kind, in words that name what was too much.
+fn refused<T>(what: &str, answer: Result<T, tonic::Status>, code: Code, words: &str) -> Result<()> {
+    let status = answer.err().with_context(|| format!("{what} was taken"))?;
+    ensure!(status.code() == code && status.message().contains(words), "{what}: {status}");
+    Ok(())
+}
+
+fn rotation(key: u8) -> RotateRequest {
+    RotateRequest {
+        selection: Some(Selection { hosts: vec!["h1".into()], ..Selection::default() }),
+        reason: "test".into(),
+        on_failure: OnFailure::Rollback.into(),
+        idempotency_key: vec![key; 16],
+        ..RotateRequest::default()
+    }
+}
+
+#[test]
+fn what_an_operator_may_say_is_bounded() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut operator = coordinator.operator().await?;
+        let no = Code::InvalidArgument;
+
+        let many: Vec<String> = (0..10_001).map(|at| format!("h{at}")).collect();
+        let selection = Some(Selection { hosts: many, ..Selection::default() });
+        refused(
+            "a selection of 10,001 hosts",
+            operator.plan(PlanRequest { selection, ..PlanRequest::default() }).await,
+            no,
+            "10000",
+        )?;
+        let waves: Vec<String> = (1..=50).map(|at| at.to_string()).chain(["100%".into()]).collect();
+        let rotate = RotateRequest { waves: waves.join(","), ..rotation(1) };
+        refused("51 waves", operator.rotate(rotate).await, no, "51 waves")?;
+        let rotate = RotateRequest { reason: "x".repeat(1_001), ..rotation(1) };
+        refused("a reason of 1,001 bytes", operator.rotate(rotate).await, no, "1000 bytes")?;
+        let rotate = RotateRequest { deadline_seconds: 90 * 86_400 + 1, ..rotation(1) };
+        refused("a deadline of 91 days", operator.rotate(rotate).await, no, "90 days")?;
+        let pause = ControlRotationRequest {
+            id: "r1".into(),
+            action: RotationAction::Pause.into(),
+            reason: "x".repeat(1_001),
+            ..ControlRotationRequest::default()
+        };
+        refused("a long reason for a pause", operator.control_rotation(pause).await, no, "1000 bytes")?;
+        let taint = TaintAuthorityRequest { name: "b".into(), reason: "x".repeat(1_001) };
+        refused("a long reason for a taint", operator.taint_authority(taint).await, no, "1000 bytes")?;
+
+        let invite = InviteHostRequest {
+            name: "h1".into(),
+            labels: (0..51).map(|at| (format!("l{at}"), "v".to_owned())).collect(),
+            ..InviteHostRequest::default()
+        };
+        refused("51 labels", operator.invite_host(invite).await, no, "at most 50")?;
+        let invite = InviteHostRequest {
+            name: "h1".into(),
+            labels: [("l".to_owned(), "v".repeat(201))].into(),
+            ..InviteHostRequest::default()
+        };
+        refused("a label of 201 characters", operator.invite_host(invite).await, no, "200")?;
+        let invite = InviteHostRequest {
+            name: "h1".into(),
+            lifetime_seconds: 7 * 86_400 + 1,
+            ..InviteHostRequest::default()
+        };
+        refused("a token for 8 days", operator.invite_host(invite).await, no, "7 days")?;
+        let policy = Policy {
+            name: "long".into(),
+            names: (0..501).map(|at| format!("n{at}.test")).collect(),
+            lifetime_seconds: 86_400,
+            ..Policy::default()
+        };
+        refused("a policy of 501 names", operator.set_policy(policy).await, no, "500")?;
+        let policy = Policy { name: "x".repeat(2 << 20), ..Policy::default() };
+        refused("a message of 2 MiB", operator.set_policy(policy).await, Code::OutOfRange, "too large")?;
+        operator.status(StatusRequest {}).await.context("it goes on")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn lists_are_bounded() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut operator = coordinator.operator().await?;
+        let no = Code::ResourceExhausted;
+        let policy = |at: usize| Policy {
+            name: format!("p{at}"),
+            names: vec!["x.test".into()],
+            key_types: vec!["ecdsa-p256".into()],
+            usages: vec![Usage::Server.into()],
+            lifetime_seconds: 86_400,
+            ..Policy::default()
+        };
+        // Two are there already: the default one and the harness's.
+        fill(&operator, 998, |mut operator, at| {
+            let policy = policy(at);
+            async move { operator.set_policy(policy).await.map(drop) }
+        })
+        .await?;
+        refused("policy 1,001", operator.set_policy(policy(998)).await, no, "1000 policies")?;
+        let request = csr("", "someone")?.der;
+        let add = |at: usize| AddOperatorRequest {
+            name: format!("o{at}"),
+            role: "viewer".into(),
+            csr: request.clone(),
+        };
+        fill(&operator, 999, |mut operator, at| {
+            let add = add(at);
+            async move { operator.add_operator(add).await.map(drop) }
+        })
+        .await?;
+        refused("operator 1,001", operator.add_operator(add(999)).await, no, "1000 operators")?;
+        operator.add_operator(add(0)).await.context("one that is there gets new credentials")?;
+
+        let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
+        let mut session = puppet.connect().await?;
+        puppet.serve(&mut session).await?;
+        let id = operator.rotate(rotation(1)).await?.into_inner().id;
+        let mut watches = Vec::new();
+        for at in 0..256 {
+            // At most 32 streams on one connection.
+            if at % 30 == 0 {
+                operator = coordinator.operator().await?;
+            }
+            watches.push(operator.watch_rotation(RotationRequest { id: id.clone() }).await?);
+        }
+        let more = coordinator.operator().await?.watch_rotation(RotationRequest { id: id.clone() }).await;
+        refused("watcher 257", more, no, "256 rotations are being watched")?;
+        watches.clear();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut operator = coordinator.operator().await?;
+        while operator.watch_rotation(RotationRequest { id: id.clone() }).await.is_err() {
+            ensure!(Instant::now() < deadline, "watchers that went keep their places");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    })
+}
+
+/// So many calls, some at a time.
+async fn fill<F: Future<Output = Result<(), tonic::Status>>>(
+    operator: &Operator,
+    number: usize,
+    call: impl Fn(Operator, usize) -> F,
+) -> Result<()> {
+    for at in 0..number {
+        call(operator.clone(), at).await.with_context(|| format!("number {at}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_greedy_address_does_not_keep_others_out() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let address = coordinator.address().parse()?;
+        let greedy = IpAddr::from(Ipv4Addr::new(127, 0, 0, 9));
+        // They connect and say nothing.
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((greedy, 0).into())?;
+            silent.push(socket.connect(address).await?);
+        }
+        // One more is closed, at once.
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((greedy, 0).into())?;
+        let mut more = socket.connect(address).await?;
+        let closed = tokio::time::timeout(Duration::from_secs(5), more.read(&mut [0; 1])).await;
+        ensure!(matches!(closed, Ok(Ok(0) | Err(_))), "connection {} was kept", CONNECTIONS + 1);
+        // Others come in as ever, long before those are dropped.
+        let before = Instant::now();
+        let mut operator = coordinator.operator().await?;
+        operator.status(StatusRequest {}).await?;
+        Puppet::enrol(&coordinator, "h1", 1).await?.connect().await?;
+        ensure!(before.elapsed() < Duration::from_secs(10), "{:?}", before.elapsed());
+        drop(silent);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_flood_of_bad_enrolments_is_counted_and_slows_nobody() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut operator = coordinator.operator().await?;
+        let mut good = Puppet::enrol(&coordinator, "good", 1).await?;
+        let mut session = good.connect().await?;
+        let token = open_token(&coordinator.invite("h1", 0).await?)?;
+        let request = |csr: Vec<u8>| EnrolRequest {
+            token_id: token.id.clone(),
+            secret: "guess".into(),
+            csr,
+            agent_version: "wire".into(),
+        };
+        let client = async || -> Result<EnrolmentClient<tonic::transport::Channel>> {
+            let config = channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None)?;
+            Ok(EnrolmentClient::new(channel::connect(&coordinator.address(), config).await?))
+        };
+        let der = csr("", "h1")?.der;
+        refused(
+            "a CSR of 40 KiB",
+            client().await?.enrol(request(vec![0; 40 << 10])).await,
+            Code::OutOfRange,
+            "too large",
+        )?;
+        let mut flood = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let (mut client, request) = (client().await?, request(der.clone()));
+            flood.spawn(async move {
+                let mut refused = 0;
+                for _ in 0..100 {
+                    let answer = client.enrol(request.clone()).await;
+                    refused +=
+                        usize::from(answer.is_err_and(|status| status.code() == Code::PermissionDenied));
+                }
+                refused
+            });
+        }
+        // Meanwhile a host gets its certificate.
+        good.serve(&mut session).await.context("the flood kept a good host waiting")?;
+        let refused: usize = flood.join_all().await.into_iter().sum();
+        ensure!(refused == 2_000, "{refused} of 2000 were refused");
+        let mut entries = operator.list_audit(ListAuditRequest::default()).await?.into_inner();
+        let mut audited = 0;
+        while let Some(entry) = entries.message().await? {
+            audited += usize::from(entry.action == "host.enrol" && entry.outcome == "refused");
+        }
+        ensure!((1..1_000).contains(&audited), "{audited} of 2000 are audited");
+        Ok(())
+    })
+}
