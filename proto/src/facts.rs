@@ -170,6 +170,12 @@ mod tests {
     }
 
     #[test]
+    fn a_giant_is_refused_unread() {
+        let giant = vec![0x30; MAX_CERTIFICATE_BYTES + 1];
+        assert!(of_chain(&giant, []).unwrap_err().to_string().contains("16385 bytes"));
+    }
+
+    #[test]
     fn terminal_escapes_do_not_pass() {
         assert_eq!(printable("a\x1b[31mb\u{202e}"), "a\u{fffd}[31mb\u{fffd}");
     }

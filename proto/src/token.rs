@@ -102,6 +102,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_giant_is_refused_unread() {
+        let coordinators = vec!["x".repeat(MAX_CHARACTERS)];
+        assert!(decode(&encode(&JoinToken { coordinators, ..sample() })).is_err());
+    }
+
     proptest! {
         #[test]
         fn never_panics(text in "(reseal1_)?.{0,200}") {

@@ -288,6 +288,7 @@ fn a_failure_halts_the_rotation_and_a_retry_ends_it_well() -> Result<()> {
             id: id.clone(),
             action: RotationAction::Retry.into(),
             reason: "mended".into(),
+            ..ControlRotationRequest::default()
         };
         operator.control_rotation(request).await?;
         one.serve(&mut first).await?;

@@ -337,6 +337,15 @@ mod tests {
     }
 
     #[test]
+    fn a_hundred_names_are_enough() {
+        let names: Vec<String> = (0..=MAX_NAMES).map(|at| format!("n{at}.example.test")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert!(check(&wire(), "web-1", &names[..MAX_NAMES], "ecdsa-p256").is_ok());
+        let refusal = check(&wire(), "web-1", &names, "ecdsa-p256").unwrap_err();
+        assert!(refusal.to_string().contains("101 names"), "{refusal}");
+    }
+
+    #[test]
     fn the_default_gives_a_host_its_own_name_only() {
         let policy = default_policy();
         assert!(check(&policy, "web-1", &["web-1.internal"], "ecdsa-p256").is_ok());

@@ -301,8 +301,15 @@ impl Operator for OperatorService {
                 if failed || at_rest {
                     return;
                 }
-                tokio::time::sleep(WATCH_PAUSE).await;
-                let _ = tokio::time::timeout(WATCH_TICK, changed.changed()).await;
+                let pause = async {
+                    tokio::time::sleep(WATCH_PAUSE).await;
+                    let _ = tokio::time::timeout(WATCH_TICK, changed.changed()).await;
+                };
+                tokio::select! {
+                    () = pause => {}
+                    // In a rotation where nothing happens nothing is sent, and nothing else tells.
+                    () = sender.closed() => return,
+                }
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
