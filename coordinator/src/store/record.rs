@@ -346,8 +346,8 @@ pub struct Rotation {
 impl Rotation {
     /// Hosts whose targets are ordered so far: those with a [`Batch::place`] up to this.
     pub fn reach(&self) -> u32 {
-        let ordered = self.waves.iter().take(self.wave as usize);
-        ordered.last().copied().unwrap_or(0)
+        let ordered = self.waves.len().min(self.wave as usize);
+        self.waves[..ordered].last().copied().unwrap_or(0)
     }
 
     /// An operator took this host out.
