@@ -6,14 +6,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use reseal_proto::channel::{self, Trust};
+use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::enrolment_client::EnrolmentClient;
 use reseal_proto::v1::{
     AddOperatorRequest, EnrolRequest, InviteHostRequest, ListAuditRequest, OnFailure, PlanRequest, Policy,
     RotateRequest, RotationAction, RotationRequest, Selection, StatusRequest, Usage,
 };
-use reseal_proto::v1::{ControlRotationRequest, TaintAuthorityRequest};
+use reseal_proto::v1::{
+    ControlRotationRequest, HostRequest, Installation, InventoryDelta, TaintAuthorityRequest,
+};
 use reseal_tests::product::Binaries;
-use reseal_tests::wire::{Coordinator, Operator, Puppet, Settings, csr, open_token};
+use reseal_tests::wire::{
+    Coordinator, Operator, Puppet, Settings, an_order, csr, installation, inventory, open_token,
+};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpSocket;
 use tonic::Code;
@@ -267,6 +272,44 @@ fn a_flood_of_bad_enrolments_is_counted_and_slows_nobody() -> Result<()> {
             audited += usize::from(entry.action == "host.enrol" && entry.outcome == "refused");
         }
         ensure!((1..1_000).contains(&audited), "{audited} of 2000 are audited");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_removed_host_leaves_nothing_and_comes_back_clean() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut operator = coordinator.operator().await?;
+        let big = Puppet::enrol(&coordinator, "h1", 0).await?;
+        let mut session = big.connect().await?;
+        // More chunks than one commit may delete: what is so long gets a chunk of its own.
+        let long = |at: usize| Installation {
+            names: vec!["n".repeat(39_000)],
+            ..installation(&format!("/srv/{at:03}"), "x.wire.test", None)
+        };
+        let first = inventory((0..40).map(long).collect());
+        let second = inventory((40..80).map(long).collect());
+        let second = InventoryDelta { base_digest: first.digest.clone(), ..second };
+        session.send(ToCoordinator::Inventory(first)).await?;
+        session.send(ToCoordinator::Inventory(second)).await?;
+        let request = || HostRequest { name: "h1".into() };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while operator.show_host(request()).await?.into_inner().installations.len() < 80 {
+            ensure!(Instant::now() < deadline, "80 installations are not on record");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // A renewal is open, and will never be done.
+        session.next_that(an_order).await?;
+        operator.remove_host(request()).await?;
+        refused("a host that is gone", operator.show_host(request()).await, Code::NotFound, "h1")?;
+        ensure!(session.next_that(an_order).await.is_err(), "its session goes on");
+
+        let mut again = Puppet::enrol(&coordinator, "h1", 1).await?;
+        let mut session = again.connect().await?;
+        again.serve(&mut session).await.context("the new host waits for the old one's renewal")?;
+        let shown = operator.show_host(request()).await?.into_inner();
+        ensure!(shown.installations.len() == 1, "{} installations", shown.installations.len());
         Ok(())
     })
 }
