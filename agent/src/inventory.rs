@@ -2,8 +2,9 @@
 //!
 //! The digest is SHA-256 over the encoded installations in order of their id,
 //! each preceded by its length (u32, big-endian), then findings and trust stores likewise.
-//! Bounded: 2,000 installations, 100 findings, one MiB; what is beyond is left
-//! out and a finding says so. Pure.
+//! Bounded in number and size, below what a coordinator takes: one odd
+//! installation must not keep the rest of the host from being looked after.
+//! What is beyond is left out, and a finding says which and why. Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +12,24 @@ use aws_lc_rs::digest::{Context, SHA256};
 use prost::Message;
 use reseal_proto::v1::{self, Finding, InventoryDelta, TrustStore};
 
+use crate::discover::assemble::MAX_INSTALLATIONS;
 use crate::discover::{Host, Installation, TrustTarget, finding};
 
 /// Findings of one host that are reported.
 pub const MAX_FINDINGS: usize = 100;
-/// An encoded delta stays below one MiB; this much is left for its other fields.
+/// Encoded installations stay below one MiB; this much is left for the other fields.
 const MAX_BYTES: usize = 1024 * 1024 - 128 * 1024;
+/// Bytes of one installation, of its id, its label, and an identifier of its certificate.
+const MOST_INSTALLATION_BYTES: usize = 40 * 1024;
+const MOST_ID: usize = 600;
+const MOST_LABEL: usize = 300;
+const MOST_KEY_ID: usize = 64;
 const MOST_CONSUMERS: usize = 50;
-const MOST_TRUST_STORES: usize = 200;
 const MOST_ENDPOINTS: usize = 50;
+const MOST_TRUST_STORES: usize = 200;
+/// Bytes of all trust stores, and of those and all findings: they share a record.
+const MOST_TRUST_BYTES: usize = 20 * 1024;
+const MOST_HEAD_BYTES: usize = 44 * 1024;
 
 /// The whole inventory at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,53 +47,26 @@ pub struct Report {
 impl Report {
     /// Of what was found.
     pub fn of(host: &Host) -> Self {
-        let mut installations = BTreeMap::new();
-        let mut bytes = 0;
-        let mut left_out = 0;
-        for (id, installation) in &host.installations {
-            let message = message(installation);
-            bytes += message.encoded_len() + 8;
-            if bytes > MAX_BYTES {
-                left_out += 1;
-            } else {
-                installations.insert(id.clone(), message);
-            }
-        }
         let mut findings = host.findings.clone();
-        let mut too_many = |what: String| {
-            findings.insert(0, finding("too-many", "host", &what, "critical"));
-        };
-        if left_out > 0 {
-            too_many(format!(
-                "{left_out} installations are not reported: the inventory would exceed one MiB"
-            ));
-        }
-        if host.findings.len() > MAX_FINDINGS {
-            too_many(format!(
-                "{} findings were made, the first {MAX_FINDINGS} are reported",
-                host.findings.len()
-            ));
-        }
-        findings.truncate(MAX_FINDINGS);
-        findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
-        let trust_stores: Vec<TrustStore> =
-            host.trusts.iter().take(MOST_TRUST_STORES).map(trust_store).collect();
+        let installations = installations(host, &mut findings);
+        let trust_stores = trust_stores(host, &mut findings);
+        let used = trust_stores.iter().map(size).sum();
+        let findings = bounded(findings, used);
         let digest = digest(&installations, &findings, &trust_stores);
         Self { digest, installations, findings, trust_stores }
     }
 
-    /// What changed since `base`; everything when there is none.
+    /// What changed since `base`; everything when there is none, or when that is less to say.
     pub fn delta(&self, base: Option<&Self>) -> InventoryDelta {
-        let Some(base) = base else {
-            return InventoryDelta {
-                base_digest: Vec::new(),
-                digest: self.digest.clone(),
-                upserted: self.installations.values().cloned().collect(),
-                removed: Vec::new(),
-                findings: self.findings.clone(),
-                trust_stores: self.trust_stores.clone(),
-            };
+        let whole = || InventoryDelta {
+            base_digest: Vec::new(),
+            digest: self.digest.clone(),
+            upserted: self.installations.values().cloned().collect(),
+            removed: Vec::new(),
+            findings: self.findings.clone(),
+            trust_stores: self.trust_stores.clone(),
         };
+        let Some(base) = base else { return whole() };
         let upserted = self
             .installations
             .iter()
@@ -92,15 +75,124 @@ impl Report {
             .collect();
         let removed =
             base.installations.keys().filter(|id| !self.installations.contains_key(*id)).cloned().collect();
-        InventoryDelta {
-            base_digest: base.digest.clone(),
-            digest: self.digest.clone(),
-            upserted,
-            removed,
-            findings: self.findings.clone(),
-            trust_stores: self.trust_stores.clone(),
+        let delta = InventoryDelta { base_digest: base.digest.clone(), upserted, removed, ..whole() };
+        let whole = whole();
+        if whole.encoded_len() < delta.encoded_len() { whole } else { delta }
+    }
+}
+
+/// What goes into a message, and findings for what does not.
+fn installations(host: &Host, findings: &mut Vec<Finding>) -> BTreeMap<String, v1::Installation> {
+    let mut installations = BTreeMap::new();
+    let (mut bytes, mut left_out) = (0, 0);
+    for (id, installation) in &host.installations {
+        let message = message(installation);
+        if let Some(why) = unreportable(&message) {
+            findings.push(finding("not-reported", &shortened(id), &why, "critical"));
+            continue;
+        }
+        bytes += message.encoded_len() + 8;
+        if bytes > MAX_BYTES || installations.len() == MAX_INSTALLATIONS {
+            left_out += 1;
+        } else {
+            installations.insert(id.clone(), message);
         }
     }
+    if left_out > 0 {
+        let what = format!(
+            "{left_out} installations are not reported and not managed: a host may have {MAX_INSTALLATIONS}, described in one MiB"
+        );
+        findings.push(finding("too-many", "host", &what, "critical"));
+    }
+    installations
+}
+
+/// Why a coordinator would not take this installation.
+fn unreportable(installation: &v1::Installation) -> Option<String> {
+    let what = |what: &str, is: usize, most: usize| {
+        Some(format!(
+            "{what} has {is} bytes, {most} are the most: this installation is not managed until it is shorter"
+        ))
+    };
+    if installation.id.len() > MOST_ID {
+        return what("the path of the certificate on the host", installation.id.len(), MOST_ID);
+    }
+    if installation.label.len() > MOST_LABEL {
+        return what("the name of container and certificate", installation.label.len(), MOST_LABEL);
+    }
+    if let Some(facts) = &installation.certificate {
+        let ids = [&facts.authority_key_id, &facts.issuer_spki_sha256, &facts.fingerprint];
+        if let Some(long) = ids.into_iter().find(|id| id.len() > MOST_KEY_ID) {
+            return what("a key identifier in the certificate on disk", long.len(), MOST_KEY_ID);
+        }
+    }
+    let bytes = installation.encoded_len();
+    if bytes > MOST_INSTALLATION_BYTES {
+        return what("its description (names, consumers, endpoints)", bytes, MOST_INSTALLATION_BYTES);
+    }
+    None
+}
+
+/// Both ends of a long path: people look for either.
+fn shortened(id: &str) -> String {
+    let length = id.chars().count();
+    if length <= 280 {
+        return id.to_owned();
+    }
+    let start: String = id.chars().take(140).collect();
+    let end: String = id.chars().skip(length - 130).collect();
+    format!("{start} ... {end}")
+}
+
+fn trust_stores(host: &Host, findings: &mut Vec<Finding>) -> Vec<TrustStore> {
+    let mut stores: Vec<TrustStore> = Vec::new();
+    let (mut bytes, mut left_out) = (0, 0);
+    for store in host.trusts.iter().map(trust_store) {
+        let more = size(&store);
+        if stores.len() == MOST_TRUST_STORES || bytes + more > MOST_TRUST_BYTES {
+            left_out += 1;
+        } else {
+            bytes += more;
+            stores.push(store);
+        }
+    }
+    if left_out > 0 {
+        let what = format!(
+            "{left_out} trust bundles are written but not reported: a host may have {MOST_TRUST_STORES}, described in {MOST_TRUST_BYTES} bytes"
+        );
+        findings.push(finding("too-many", "trust bundles", &what, "critical"));
+    }
+    stores
+}
+
+/// The worst first where they cannot all go; sorted.
+fn bounded(mut findings: Vec<Finding>, used: usize) -> Vec<Finding> {
+    let total = findings.len();
+    findings.sort_by_key(|found| match found.severity.as_str() {
+        "critical" => 0,
+        "warning" => 1,
+        _ => 2,
+    });
+    // With room for the finding that says so.
+    let mut bytes = used + 400;
+    let fits = |found: &&Finding| {
+        bytes += size(*found);
+        bytes <= MOST_HEAD_BYTES
+    };
+    let fitting = findings.iter().take_while(fits).count();
+    if fitting < total || total > MAX_FINDINGS {
+        let kept = fitting.min(MAX_FINDINGS - 1);
+        findings.truncate(kept);
+        let what = format!("{total} findings were made, the worst {kept} are reported");
+        findings.push(finding("too-many", "findings", &what, "critical"));
+    }
+    findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+    findings
+}
+
+/// As a field of another message.
+fn size(message: &impl Message) -> usize {
+    message.encoded_len() + 4
 }
 
 fn digest(
@@ -217,6 +309,20 @@ mod tests {
         }
     }
 
+    /// What a coordinator takes of one host.
+    fn taken(report: &Report) {
+        let head: usize = report.findings.iter().map(size).sum::<usize>()
+            + report.trust_stores.iter().map(size).sum::<usize>();
+        assert!(head < 46 * 1024, "{head}");
+        assert!(report.findings.len() <= 100 && report.trust_stores.len() <= 200);
+        assert!(report.installations.len() <= 2000);
+        for installation in report.installations.values() {
+            assert!(installation.encoded_len() <= 40 * 1024);
+            assert!(installation.id.len() <= 600 && installation.label.len() <= 300);
+        }
+        assert!(report.delta(None).encoded_len() < 1024 * 1024);
+    }
+
     #[test]
     fn too_much_is_cut_and_said() {
         let mut host = host(&[1]);
@@ -226,12 +332,51 @@ mod tests {
             installation.id = format!("/srv/{n}/site.crt");
             host.installations.insert(installation.id.clone(), installation);
         }
+        let trust = TrustTarget {
+            bundle: "managed-root".into(),
+            place: template.place.clone(),
+            owner: None,
+            mode: None,
+            consumers: template.consumers.clone(),
+        };
+        host.trusts = vec![trust; 500];
         for n in 0..200 {
-            host.findings.push(finding("x", &n.to_string(), "y", "info"));
+            host.findings.push(finding("x", &n.to_string(), &"\u{1F512}".repeat(500), "info"));
         }
+        host.findings.push(finding("bad", "one", "y", "critical"));
         let report = Report::of(&host);
-        assert_eq!(report.findings.len(), MAX_FINDINGS);
-        assert_eq!(report.findings.iter().filter(|f| f.id == "too-many").count(), 2);
-        assert!(report.delta(None).encoded_len() < 1024 * 1024);
+        taken(&report);
+        assert_eq!(report.findings.iter().filter(|f| f.id == "too-many").count(), 3);
+        assert!(report.findings.iter().any(|f| f.id == "bad"), "the worst are not the ones that are cut");
+        // All of it goes: that is said by telling what stays, not by 2,000 names.
+        let after = Report::of(&self::host(&[1]));
+        assert!(after.delta(Some(&report)).base_digest.is_empty());
+    }
+
+    #[test]
+    fn an_odd_installation_keeps_nobody_else_from_being_reported() {
+        let odd: [(&str, fn(&mut Installation)); 4] = [
+            ("path", |i| i.id = format!("/srv/{}\x07/site.crt", "x".repeat(700))),
+            ("name of container", |i| i.label = "l".repeat(301)),
+            ("description", |i| i.wanted.names = vec!["n".repeat(250); 200]),
+            ("key identifier", |i| {
+                let facts = v1::CertificateFacts { authority_key_id: vec![1; 65], ..Default::default() };
+                i.certificate = Some(facts);
+            }),
+        ];
+        for (what, make_odd) in odd {
+            let mut host = host(&[1, 2]);
+            let mut installation = host.installations.values().next().unwrap().clone();
+            installation.id = "/odd/site.crt".into();
+            make_odd(&mut installation);
+            host.installations.insert(installation.id.clone(), installation.clone());
+            let report = Report::of(&host);
+            taken(&report);
+            assert_eq!(report.installations.len(), 2, "{what}");
+            let found = report.findings.iter().find(|found| found.id == "not-reported").expect(what);
+            assert!(found.message.contains(what), "{found:?}");
+            assert!(found.object.starts_with(&installation.id[..5]) && found.object.ends_with("site.crt"));
+            assert!(!found.object.contains('\x07') && found.object.chars().count() <= 300);
+        }
     }
 }
