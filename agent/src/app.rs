@@ -5,28 +5,28 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use reseal_proto::{channel, telemetry};
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
-use rustls_pki_types::UnixTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::discover::docker::Engine;
 use crate::discover::watch::Discovery;
 use crate::identity::{IdentityError, IdentityStore, Slot};
-use crate::link::Link;
+use crate::link::{Link, Shared};
 use crate::outbox::Outbox;
 use crate::reload::Reloader;
 use crate::renew::Renewer;
 use crate::state::{Lock, Session};
 use crate::target::Tools;
 use crate::unserved::Unserved;
-use crate::{metrics, served, trust};
+use crate::{metrics, room, served, trust};
 
 /// Where a join token may come from besides the argument.
 pub const TOKEN_VARIABLE: &str = "RESEAL_JOIN_TOKEN";
@@ -37,16 +37,10 @@ pub fn now() -> i64 {
     since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// The same for certificate validation.
-pub fn unix_time() -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now()).unwrap_or(0)))
-}
-
-/// The monotonic moment of a wall-clock time, as seen now.
-pub fn instant_at(seconds: i64) -> tokio::time::Instant {
-    let ahead = u64::try_from(seconds - now()).unwrap_or(0);
-    // Far beyond any identity's lifetime, and safe to add.
-    tokio::time::Instant::now() + Duration::from_secs(ahead.min(366 * 86_400))
+/// Seconds since this host started, by a clock that nobody sets and that counts
+/// while the host is suspended.
+pub fn boot_time() -> i64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec
 }
 
 /// At least 0, less than 1.
@@ -118,13 +112,23 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
     let outbox = Arc::new(Outbox::open(state_dir)?);
     let engine = Arc::new(Engine::new(&config.docker));
     let discovery = Discovery::start(config.clone(), engine);
-    let (link, ends) = Link::new(identities.clone(), session.clone(), outbox.clone(), discovery.clone());
+    let clock = Arc::new(Clock::default());
+    let shared = Shared {
+        identities: identities.clone(),
+        session: session.clone(),
+        outbox: outbox.clone(),
+        discovery: discovery.clone(),
+        clock: clock.clone(),
+        orders: Arc::default(),
+    };
+    let (link, ends) = Link::new(shared.clone());
     let tools = Tools {
         config: config.clone(),
         discovery: discovery.clone(),
         reloader: Arc::new(Reloader::new(config.signals)),
         unserved: Arc::new(Unserved::open(state_dir, identities.clone(), outbox.clone())?),
         session,
+        clock,
         busy: Arc::default(),
     };
     // Held until what a crash left behind is resumed: nobody tidies before.
@@ -132,9 +136,9 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
     let renewer = Renewer {
         tools: tools.clone(),
         identities,
-        outbox: outbox.clone(),
+        outbox,
         session: ends.session.clone(),
-        orders: ends.orders,
+        orders: shared.orders.clone(),
         chains: ends.chains,
     };
     info!(version = env!("CARGO_PKG_VERSION"), docker = %config.docker, "agent started");
@@ -144,7 +148,8 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
             () = renewer.run(resuming) => {}
             () = trust::run(tools.clone(), ends.welcomed) => {}
             () = served::run(tools) => {}
-            () = metrics::run(config.metrics_listen, discovery, outbox, ends.session) => {}
+            () = room::run(config.clone(), discovery) => {}
+            () = metrics::run(config.metrics_listen, shared, ends.session) => {}
         }
     })
 }

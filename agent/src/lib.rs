@@ -1,9 +1,10 @@
 //! The Reseal agent, one per Docker host, in the order in which things flow.
 //!
-//! - [`config`] reads the settings, [`app`] wires everything and owns the clock of the process.
+//! - [`config`] reads the settings, [`app`] wires everything and reads the clock; [`clock`] knows how far it is off.
 //! - [`identity`] is who this host is; [`key`] makes and holds private keys; [`pem`] is their text form.
 //! - [`discover`] turns containers, labels and mounts into installations; [`inventory`] reports them.
 //! - [`link`] is the session with the coordinator; [`outbox`] keeps results until they are acknowledged.
+//! - [`state`] is what is on disk between two runs, [`room`] what is kept free for it.
 //! - [`renew`] runs a batch, [`target`] one target of it: [`plan`] says what is next, [`journal`] remembers it.
 //! - [`chain`] validates, [`install`] writes (through [`dir`]), [`reload`] reloads, [`verify`] proves.
 //! - [`served`] looks after consumers that start later ([`unserved`]), [`trust`] writes bundles, [`evidence`] signs.
@@ -14,6 +15,7 @@
 
 pub mod app;
 pub mod chain;
+pub mod clock;
 pub mod config;
 pub mod dir;
 pub mod discover;
@@ -31,6 +33,7 @@ pub mod pem;
 pub mod plan;
 pub mod reload;
 pub mod renew;
+pub mod room;
 pub mod scan;
 pub mod served;
 pub mod state;

@@ -5,7 +5,6 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -14,19 +13,12 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::discover::Host;
-use crate::discover::watch::Discovery;
-use crate::link::Handle;
-use crate::outbox::Outbox;
+use crate::link::{Handle, Shared};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves the page; without an address it only never returns.
-pub async fn run(
-    listen: Option<SocketAddr>,
-    discovery: Discovery,
-    outbox: Arc<Outbox>,
-    session: watch::Receiver<Option<Handle>>,
-) {
+pub async fn run(listen: Option<SocketAddr>, shared: Shared, session: watch::Receiver<Option<Handle>>) {
     let listener = match listen {
         None => return std::future::pending().await,
         Some(address) => match TcpListener::bind(address).await {
@@ -43,8 +35,14 @@ pub async fn run(
             tokio::time::sleep(TIMEOUT).await;
             continue;
         };
-        let host = discovery.host().unwrap_or_default();
-        let body = page(&host, outbox.waiting().len(), session.borrow().is_some());
+        let host = shared.discovery.host().unwrap_or_default();
+        let now = Now {
+            connected: session.borrow().is_some(),
+            unsent: shared.outbox.waiting().len(),
+            orders: shared.orders.waiting(),
+            skew: shared.clock.skew(),
+        };
+        let body = page(&host, &now);
         // One at a time: it is a small page for one reader.
         let _ = tokio::time::timeout(TIMEOUT, answer(stream, &body)).await;
     }
@@ -76,19 +74,45 @@ async fn answer(mut stream: TcpStream, body: &str) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
-fn page(host: &Host, unsent: usize, connected: bool) -> String {
+/// What the page shows besides the host.
+struct Now {
+    connected: bool,
+    unsent: usize,
+    orders: usize,
+    skew: Option<i64>,
+}
+
+fn page(host: &Host, now: &Now) -> String {
     let mut text = String::new();
-    let mut gauge = |name: &str, help: &str, value: usize| {
+    let mut gauge = |name: &str, help: &str, value: i64| {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
     };
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     gauge(
         "reseal_agent_session_up",
         "1 while a coordinator has a session with this host.",
-        usize::from(connected),
+        now.connected.into(),
     );
-    gauge("reseal_agent_installations", "Installations that containers declare.", host.installations.len());
-    gauge("reseal_agent_findings", "Findings on this host.", host.findings.len());
-    gauge("reseal_agent_results_unacknowledged", "Results that no coordinator has acknowledged yet.", unsent);
+    gauge(
+        "reseal_agent_installations",
+        "Installations that containers declare.",
+        count(host.installations.len()),
+    );
+    gauge("reseal_agent_findings", "Findings on this host.", count(host.findings.len()));
+    gauge("reseal_agent_orders_waiting", "Orders that wait for their turn, at most 256.", count(now.orders));
+    gauge(
+        "reseal_agent_results_unacknowledged",
+        "Results that no coordinator has acknowledged yet.",
+        count(now.unsent),
+    );
+    // Unknown until a coordinator has been heard: no line, not zero.
+    if let Some(skew) = now.skew {
+        gauge(
+            "reseal_agent_clock_skew_seconds",
+            "Seconds by which this host's clock is ahead of the coordinator's.",
+            skew,
+        );
+    }
     text.push_str("# HELP reseal_certificate_expiration_timestamp_seconds End of the certificate on disk.\n# TYPE reseal_certificate_expiration_timestamp_seconds gauge\n");
     for installation in host.installations.values() {
         if let Some(certificate) = &installation.certificate {
@@ -116,7 +140,10 @@ mod tests {
             installation.certificate =
                 Some(CertificateFacts { not_after: 42, ..CertificateFacts::default() });
         }
-        let body = page(&host, 3, true);
+        let now = Now { connected: true, unsent: 3, orders: 0, skew: Some(-7) };
+        let body = page(&host, &now);
+        assert!(body.contains("\nreseal_agent_clock_skew_seconds -7\n"), "{body}");
+        assert!(!page(&host, &Now { skew: None, ..now }).contains("skew"));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         for (path, expected) in [("/metrics", "t\\\"ls/site.crt\"} 42"), ("/secret", "404")] {

@@ -1,7 +1,7 @@
 //! Results of batches, kept until the coordinator has acknowledged them.
 //!
 //! A result is on disk before it is sent and is sent again on each session
-//! until its ResultAck. The names of acknowledged batches are remembered too
+//! until its ResultAck, signed by the identity of that session. The names of acknowledged batches are remembered too
 //! (the newest thousand), so that an order that comes late and twice has no
 //! second effect.
 
@@ -120,6 +120,12 @@ impl Outbox {
         held.acknowledged = names;
         held.results.remove(batch);
         Ok(())
+    }
+
+    /// Nobody will ever take it: it is of the time when this machine was another host.
+    pub fn give_up(&self, batch: &str) -> Result<(), StateError> {
+        self.held().results.remove(batch);
+        state::remove(&self.directory, &state::file_name(batch, EXTENSION))
     }
 
     /// Changes when there is something new to send.

@@ -68,6 +68,12 @@ pub enum ReloadError {
         /// The end of what it wrote.
         output: String,
     },
+    /// It ended, or was made anew, before anything was sent to it.
+    #[error("container {container} stopped before it could be reloaded")]
+    Stopped {
+        /// Its name.
+        container: String,
+    },
     /// The engine refused.
     #[error("cannot reload container {container}")]
     Docker {
@@ -87,6 +93,7 @@ impl ReloadError {
             Self::NotCaught { .. } => "signal-not-caught",
             Self::Invisible { .. } => "process-invisible",
             Self::Exec { .. } => "exec-failed",
+            Self::Stopped { .. } => "consumer-stopped",
             Self::Docker { .. } => "docker-failed",
         }
     }
@@ -142,13 +149,22 @@ async fn one(
 ) -> Result<Option<ReloadProof>, ReloadError> {
     let container = consumer.container.as_str();
     let docker = |source| ReloadError::Docker { container: container.to_owned(), source };
-    if let Some(check) = &consumer.check {
-        run_check(engine, consumer, check).await?;
+    if let Some(check) = &consumer.check
+        && let Err(error) = run_check(engine, consumer, check).await
+    {
+        // What was stopped in the middle of its check has not refused anything.
+        running(engine, consumer).await?;
+        return Err(error);
     }
+    if consumer.reload == Reload::None {
+        return Ok(None);
+    }
+    // A command needs a running container, and a restart would start a stopped one.
+    let pid = running(engine, consumer).await?;
     match &consumer.reload {
         Reload::None => return Ok(None),
         Reload::Signal(signal) => {
-            send(engine, signals, consumer, *signal).await?;
+            send(engine, signals, consumer, *signal, pid).await?;
         }
         Reload::Exec(command) => {
             let ended = engine.exec(&consumer.container_id, command).await.map_err(docker)?;
@@ -172,25 +188,44 @@ async fn one(
     }))
 }
 
+/// Its process, if it still runs.
+async fn running(engine: &Engine, consumer: &Consumer) -> Result<i32, ReloadError> {
+    let container = || consumer.container.clone();
+    let seen = engine
+        .container(&consumer.container_id)
+        .await
+        .map_err(|source| ReloadError::Docker { container: container(), source })?;
+    match seen {
+        Some(seen) if seen.running && seen.pid > 0 => Ok(seen.pid),
+        Some(_) | None => Err(ReloadError::Stopped { container: container() }),
+    }
+}
+
 /// Signals PID 1, if it catches the signal. The process is held by a pidfd before
-/// the container is looked at, so that a number that was given to another process
-/// meanwhile is never signalled.
+/// the container is looked at again, so that a number that was given to another
+/// process meanwhile is never signalled.
 async fn send(
     engine: &Engine,
     signals: Signals,
     consumer: &Consumer,
     signal: Signal,
+    pid: i32,
 ) -> Result<(), ReloadError> {
     use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
     let container = || consumer.container.clone();
     let docker = |source| ReloadError::Docker { container: container(), source };
-    let invisible = |pid| move |source| ReloadError::Invisible { container: container(), pid, source };
-    let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
-    let seen = engine.container(&consumer.container_id).await.map_err(docker)?;
-    let pid = seen.map_or(0, |container| container.pid);
-    let process = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(|| invisible(pid)(gone()))?;
-    let held = pidfd_open(process, PidfdFlags::empty()).map_err(|error| invisible(pid)(error.into()))?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(invisible(pid))?;
+    let invisible = |source| ReloadError::Invisible { container: container(), pid, source };
+    let stopped = || ReloadError::Stopped { container: container() };
+    let process = Pid::from_raw(pid).ok_or_else(stopped)?;
+    let held = match pidfd_open(process, PidfdFlags::empty()) {
+        Ok(held) => held,
+        // It ended just now, or this agent is in another PID namespace.
+        Err(error) => {
+            running(engine, consumer).await?;
+            return Err(invisible(error.into()));
+        }
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(invisible)?;
     if !catches(&status, signal) {
         return Err(ReloadError::NotCaught { container: container(), signal: signal.name() });
     }
@@ -198,11 +233,13 @@ async fn send(
         Signals::Engine => engine.signal(&consumer.container_id, signal).await.map_err(docker),
         Signals::Process => {
             // Still the same one: what is held is PID 1 of this container.
-            let again = engine.container(&consumer.container_id).await.map_err(docker)?;
-            if again.is_none_or(|container| container.pid != pid) {
-                return Err(invisible(pid)(gone()));
+            if running(engine, consumer).await? != pid {
+                return Err(stopped());
             }
-            pidfd_send_signal(&held, signal.of_process()).map_err(|error| invisible(pid)(error.into()))
+            match pidfd_send_signal(&held, signal.of_process()) {
+                Err(rustix::io::Errno::SRCH) => Err(stopped()),
+                sent => sent.map_err(|error| invisible(error.into())),
+            }
         }
     }
 }

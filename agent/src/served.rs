@@ -43,6 +43,9 @@ pub async fn run(tools: Tools) {
             }
         }
         // A consumer may have started while its batch was still under way: nobody waited yet.
+        if tools.clock.wrong().is_none() {
+            tools.unserved.clock_is_right();
+        }
         let waiting = tools.unserved.installations();
         tokio::select! {
             changed = host.changed() => if changed.is_err() {
@@ -88,7 +91,7 @@ async fn look(tools: &Tools, installation: &Installation) {
         let Some(fingerprint) = on_disk(tools, installation).await else {
             return;
         };
-        let expected = Expected { fingerprint, anchors: None };
+        let expected = Expected { fingerprint, anchors: None, now: tools.clock.unix_time() };
         let round = deadline.min(Instant::now() + ROUND);
         match verify::endpoints(&endpoints, expected, round).await.1 {
             Ok(()) => break None,
@@ -151,10 +154,10 @@ async fn prove(tools: &Tools, installation: &Installation) {
     else {
         return;
     };
-    if unseen(&consumers) {
+    if unseen(&consumers) || tools.clock.wrong().is_some() {
         return;
     }
-    let expected = Expected { fingerprint, anchors: Some(&anchors) };
+    let expected = Expected { fingerprint, anchors: Some(&anchors), now: tools.clock.unix_time() };
     let deadline = Instant::now() + tools.config.verify_timeout;
     let (proofs, outcome) = verify::endpoints(&endpoints_of(&consumers), expected, deadline).await;
     if outcome.is_err() || proofs.is_empty() {

@@ -2,7 +2,8 @@
 //!
 //! `state_dir` is 0700, its files 0600. A file is written under a temporary
 //! name, flushed, renamed, and the directory flushed: after a crash there is
-//! the old or the new one. [`Session`] is what a session leaves behind for the
+//! the old or the new one; on a full disk the [`room`] that is kept for it is
+//! used. [`Session`] is what a session leaves behind for the
 //! time without a coordinator. One process at a time: [`Lock`].
 
 use std::fs::{File, OpenOptions};
@@ -14,6 +15,8 @@ use std::sync::Mutex;
 use prost::Message;
 use reseal_proto::v1::TrustBundle;
 use rustls_pki_types::CertificateDer;
+
+use crate::room;
 
 /// Something in the state directory cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -64,20 +67,33 @@ pub fn make_dir(path: &Path) -> Result<(), StateError> {
 pub fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
     let path = directory.join(name);
     let temporary = directory.join(format!(".{name}.new"));
-    let mut file = OpenOptions::new()
+    match fill(&temporary, bytes) {
+        // The room that is kept for this day.
+        Err(error) if is_full(&error) && room::release(directory) => fill(&temporary, bytes),
+        written => written,
+    }
+    .map_err(StateError::io("write", &path))?;
+    std::fs::rename(&temporary, &path).map_err(StateError::io("replace", &path))?;
+    sync(directory)
+}
+
+/// A whole file, flushed; on an error nothing is left behind.
+fn fill(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let written = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(&temporary)
-        .map_err(StateError::io("write", &temporary))?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if let Err(source) = written {
-        let _ = std::fs::remove_file(&temporary);
-        return Err(StateError::io("write", &path)(source));
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
     }
-    std::fs::rename(&temporary, &path).map_err(StateError::io("replace", &path))?;
-    sync(directory)
+    written
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 /// Reads a file; `None` when there is none.
@@ -122,24 +138,18 @@ pub fn file_name(batch: &str, extension: &str) -> String {
 /// Held while an agent runs.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _directory: File,
 }
 
 impl Lock {
     /// Takes the directory for this process.
     pub fn take(state_dir: &Path) -> Result<Self, StateError> {
         make_dir(state_dir)?;
-        let path = state_dir.join("lock");
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(StateError::io("open", &path))?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        // The directory itself: nothing has to be written to lock it.
+        let directory = File::open(state_dir).map_err(StateError::io("open", state_dir))?;
+        rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StateError::Locked { path: state_dir.to_owned() })?;
-        Ok(Self { _file: file })
+        Ok(Self { _directory: directory })
     }
 }
 
@@ -153,6 +163,9 @@ struct Remembered {
     bundles: Vec<TrustBundle>,
     #[prost(bytes = "vec", tag = "4")]
     digest: Vec<u8>,
+    /// Seconds by which this host was ahead.
+    #[prost(sint64, optional, tag = "5")]
+    skew: Option<i64>,
 }
 
 /// What the last session said; good until the next one.
@@ -163,6 +176,8 @@ pub struct Session {
 }
 
 const SESSION: &str = "session.pb";
+/// A skew that differs by less is the same; seconds.
+const SKEW_STEP: u64 = 10;
 
 impl Session {
     /// Reads it back.
@@ -209,6 +224,20 @@ impl Session {
         })
     }
 
+    /// Remembers how far this host's clock was ahead, for `doctor`; small changes are not worth a write.
+    pub fn measured(&self, skew: i64) -> Result<(), StateError> {
+        let known = self.skew();
+        if known.is_some_and(|known| known.abs_diff(skew) < SKEW_STEP) {
+            return Ok(());
+        }
+        self.change(|remembered| remembered.skew = Some(skew))
+    }
+
+    /// As it was last measured.
+    pub fn skew(&self) -> Option<i64> {
+        self.held().skew
+    }
+
     /// Remembers what was sent.
     pub fn sent(&self, digest: &[u8]) -> Result<(), StateError> {
         self.change(|remembered| remembered.digest = digest.to_vec())
@@ -243,8 +272,10 @@ mod tests {
         let session = Session::open(dir.path()).unwrap();
         session.welcome(7, vec![vec![1]], Vec::new()).unwrap();
         session.sent(&[9]).unwrap();
+        session.measured(-400).unwrap();
+        session.measured(-395).unwrap();
         let again = Session::open(dir.path()).unwrap();
-        assert_eq!((again.epoch(), again.digest()), (7, vec![9]));
+        assert_eq!((again.epoch(), again.digest(), again.skew()), (7, vec![9], Some(-400)));
         let mode = std::fs::metadata(dir.path().join(SESSION)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -3,7 +3,9 @@
 //! Their batch is kept under `state_dir/unserved` after its result was handed
 //! over. When a consumer starts and is seen serving the very certificate, the
 //! target's proof is completed and the whole result signed and sent again. A
-//! newer certificate for the same installation ends the wait.
+//! newer certificate for the same installation ends the wait. So wait, too,
+//! targets of a host whose clock was wrong: those without an endpoint that
+//! could show them again are completed as soon as it is right.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -18,6 +20,7 @@ use crate::identity::{IdentityStore, Slot};
 use crate::journal::Batch;
 use crate::outbox::Outbox;
 use crate::state::{self, StateError};
+use crate::target::CLOCK_SKEW;
 
 const EXTENSION: &str = "pb";
 
@@ -84,26 +87,45 @@ impl Unserved {
 
     /// It was seen: completes the proofs and sends their results again.
     pub fn proved(&self, installation: &str, fingerprint: &[u8], endpoints: &[EndpointProof]) {
-        let mut batches = self.held();
-        for batch in batches.iter_mut() {
-            let waiting = batch
-                .entries
-                .iter_mut()
-                .filter_map(|entry| entry.proof.as_mut())
-                .filter(|proof| waits_for(proof, installation, fingerprint));
-            let mut changed = false;
-            for proof in waiting {
-                proof.set_state(TargetState::Verified);
+        self.complete(
+            |proof| waits_for(proof, installation, fingerprint),
+            |proof| {
                 proof.set_grade(Grade::Probe);
                 proof.endpoints = endpoints.to_vec();
+            },
+        );
+    }
+
+    /// The clock is right: what had nothing to wait for but that is complete.
+    pub fn clock_is_right(&self) {
+        let only_time = |proof: &TargetProof| {
+            let waited_for = proof.failure.as_ref().map(|failure| failure.code.as_str());
+            is_waiting(proof) && proof.endpoints.is_empty() && waited_for == Some(CLOCK_SKEW)
+        };
+        self.complete(only_time, |_| {});
+    }
+
+    fn complete(&self, which: impl Fn(&TargetProof) -> bool, change: impl Fn(&mut TargetProof)) {
+        let mut batches = self.held();
+        let mut any = false;
+        for batch in batches.iter_mut() {
+            let waiting = batch.entries.iter_mut().filter_map(|entry| entry.proof.as_mut());
+            let mut changed = false;
+            for proof in waiting.filter(|proof| which(proof)) {
+                proof.set_state(TargetState::Verified);
+                proof.failure = None;
+                change(proof);
                 changed = true;
             }
             if changed {
-                info!(batch = %name_of(batch), installation, "an unserved target is verified now");
+                info!(batch = %name_of(batch), "a target that waited for its proof is verified now");
                 self.send(batch);
+                any = true;
             }
         }
-        self.store(&mut batches);
+        if any {
+            self.store(&mut batches);
+        }
     }
 
     fn send(&self, batch: &Batch) {
@@ -210,6 +232,25 @@ mod tests {
         assert_eq!(payload.targets[0].state(), TargetState::Verified);
         assert_eq!(payload.targets[0].grade(), Grade::Probe);
         assert!(!open(dir.path()).0.waits("/srv/site.crt", &[7; 32]));
+    }
+
+    #[test]
+    fn what_waited_for_the_right_time_only_is_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (unserved, outbox) = open(dir.path());
+        unserved.keep(&batch("r1.0", TargetState::Unserved, 7));
+        unserved.clock_is_right();
+        assert!(outbox.waiting().is_empty(), "nothing ran that could prove it");
+        let mut skewed = batch("r2.0", TargetState::Unserved, 8);
+        let proof = skewed.entries[0].proof.as_mut().unwrap();
+        proof.failure = Some(reseal_proto::v1::Failure { code: CLOCK_SKEW.into(), ..Default::default() });
+        unserved.keep(&skewed);
+        unserved.clock_is_right();
+        let Some(crate::outbox::Known::Finished(result)) = outbox.known("r2.0") else {
+            panic!("no late result");
+        };
+        let payload = EvidencePayload::decode(result.payload.as_slice()).unwrap();
+        assert_eq!((payload.targets[0].state(), &payload.targets[0].failure), (TargetState::Verified, &None));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use reseal_proto::v1::{
     TargetProof, TargetState, agent_message::Body, coordinator_message,
 };
 use support::World;
+use support::engine::Meanwhile;
 
 async fn csrs(world: &mut World) -> CsrBatch {
     world
@@ -337,4 +338,176 @@ async fn the_identity_is_renewed_and_taken_into_use() {
     }
     let current = world.identities.load(Slot::Current).unwrap().unwrap();
     assert!(current.not_after > first);
+}
+
+/// Sends the host away for longer than its identity lives.
+async fn off_for_a_month(world: &mut World) {
+    world.kill();
+    world.coordinator.set_age(30 * 86_400);
+    world.identities.enrol(&world.coordinator.token("h1"), app::now()).await.unwrap();
+    world.coordinator.set_age(0);
+    assert!(matches!(world.identities.usable(app::now()), Err(IdentityError::Expired { .. })));
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + support::LONG;
+    while !done() {
+        assert!(std::time::Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_month_away_costs_an_invitation_and_nothing_else() {
+    let (mut world, id, _) = running().await;
+    world.coordinator.order("r1.0", "r1", &[&id]).await;
+    let asked = csrs(&mut world).await;
+    world.coordinator.issue(&asked).await;
+    let (waiting, payload) = result(&mut world, false).await;
+    let pair = std::fs::read(&id).unwrap();
+    off_for_a_month(&mut world).await;
+    world.start();
+    until("a refused session", || world.coordinator.refused() > 0).await;
+    // The way back, while the agent runs: nothing has to be started again.
+    let token = world.coordinator.token("h1");
+    let present = world.identities.enrol(&token, app::now()).await.unwrap();
+    // What waited comes with the same words, and somebody who can be believed now.
+    let (again, same) = result(&mut world, true).await;
+    assert_eq!((&again.payload, same), (&waiting.payload, payload));
+    assert_ne!(again.identity, waiting.identity);
+    assert_eq!(again.identity, present.chain[0].as_ref());
+    assert_eq!(std::fs::read(&id).unwrap(), pair, "nothing was lost or replaced");
+    // What came due meanwhile is renewed as ever.
+    let proof = renew(&mut world, "n2", &id).await;
+    assert_eq!((proof.state(), &proof.before), (TargetState::Verified, &same_after(&again)));
+}
+
+fn same_after(result: &BatchResult) -> Vec<u8> {
+    EvidencePayload::decode(result.payload.as_slice()).unwrap().targets[0].after.clone()
+}
+
+#[tokio::test]
+async fn an_identity_ends_its_session_and_is_asked_for_no_more_than_once_a_minute() {
+    let mut world = World::new().await;
+    world.coordinator.set_lifetime(3);
+    world.coordinator.refuse_renewals();
+    world.identities.enrol(&world.coordinator.token("h1"), app::now()).await.unwrap();
+    world.start();
+    world.next("a session", |body| matches!(body, Body::Hello(_)).then_some(())).await;
+    // Nobody speaks, and yet it does not go on with an identity that has ended.
+    until("an attempt with an expired identity", || world.coordinator.refused() > 0).await;
+
+    // Due from the first moment, and again as soon as it is renewed.
+    let mut world = World::new().await;
+    world.coordinator.set_age(23 * 3600);
+    world.identities.enrol(&world.coordinator.token("h1"), app::now()).await.unwrap();
+    let id = world.engine.create("web", &world.mount("tls"), &[]).await;
+    world.start();
+    until("a renewed identity", || world.coordinator.identities_seen() == 2).await;
+    inventory(&mut world).await;
+    assert_eq!(renew(&mut world, "n1", &id).await.state(), TargetState::Unserved);
+    assert_eq!(world.coordinator.renewals(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_clock_decides_nothing_and_proves_nothing() {
+    let mut world = World::new().await;
+    // This host's clock is 20 hours ahead: by itself it would renew for ever.
+    world.coordinator.set_ahead(-20 * 3600);
+    world.identities.enrol(&world.coordinator.token("h1"), app::now()).await.unwrap();
+    let id = world.engine.create("web", &world.mount("tls"), &[]).await;
+    world.start();
+    let skewed = |body| match body {
+        Body::Inventory(delta) => delta.findings.into_iter().find(|found| found.id == "clock-skew"),
+        _ => None,
+    };
+    let found = world.next("a finding about the clock", skewed).await;
+    assert!(found.message.contains("ahead of the coordinator's"), "{found:?}");
+    assert_eq!(renew(&mut world, "n1", &id).await.state(), TargetState::Unserved);
+    world.engine.start_container("web");
+    let proof = renew(&mut world, "r1.0", &id).await;
+    let failure = proof.failure.clone().unwrap();
+    assert_eq!((proof.state(), failure.code.as_str()), (TargetState::Unserved, "clock-skew"));
+    let chain = reseal_agent::pem::read_certificates(&std::fs::read(&id).unwrap()).unwrap();
+    assert_eq!(sha256(&chain[0]).as_slice(), proof.after, "installed all the same");
+    assert_eq!(world.coordinator.renewals(), 0);
+    // Somebody sets the clock: the proof is completed by itself.
+    world.coordinator.set_ahead(0);
+    world.coordinator.hang_up();
+    let (late, payload) = result(&mut world, true).await;
+    assert_eq!(late.batch, "r1.0");
+    assert_eq!((payload.targets[0].state(), &payload.targets[0].failure), (TargetState::Verified, &None));
+    assert_eq!(payload.targets[0].after, proof.after);
+}
+
+#[tokio::test]
+async fn an_order_that_waits_is_not_taken_twice() {
+    let (mut world, id, _) = running().await;
+    world.coordinator.order("r1.0", "r1", &[&id]).await;
+    let first = csrs(&mut world).await;
+    // While one is worked on the session breaks again and again, and all is ordered again.
+    for _ in 0..5 {
+        for batch in ["r1.0", "r2.0", "r3.0"] {
+            world.coordinator.order(batch, "r", &[&id]).await;
+        }
+        world.coordinator.hang_up();
+        assert_eq!(csrs(&mut world).await.csrs, first.csrs);
+    }
+    world.coordinator.issue(&first).await;
+    let (done, _) = result(&mut world, true).await;
+    assert_eq!(done.batch, "r1.0");
+    for batch in ["r2.0", "r3.0"] {
+        let asked = csrs(&mut world).await;
+        assert_eq!(asked.batch, batch);
+        world.coordinator.issue(&asked).await;
+        assert_eq!(result(&mut world, true).await.0.batch, batch);
+    }
+    // Nothing is left of the repetitions: what comes next is what is ordered next.
+    world.coordinator.order("r4.0", "r", &[&id]).await;
+    assert_eq!(csrs(&mut world).await.batch, "r4.0");
+}
+
+#[tokio::test]
+async fn a_full_queue_says_so_and_asks_again_when_there_is_room() {
+    let (mut world, id, _) = running().await;
+    world.coordinator.order("first", "r", &[&id]).await;
+    let asked = csrs(&mut world).await;
+    for n in 0..300 {
+        world.coordinator.order(&format!("b{n}"), "r", &["/unknown"]).await;
+    }
+    let full = |body| match body {
+        Body::Inventory(delta) => delta.findings.into_iter().find(|found| found.id == "too-many-orders"),
+        _ => None,
+    };
+    let found = world.next("a finding about the orders", full).await;
+    assert!(found.message.contains("256 orders wait"), "{found:?}");
+    world.coordinator.issue(&asked).await;
+    world.next("a new session", |body| matches!(body, Body::Hello(_)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_container_that_is_stopped_before_its_reload_is_unserved() {
+    let mut world = World::enrolled().await;
+    let id = world.engine.create("web", &world.mount("tls"), &[]).await;
+    world.engine.change("web", |web| {
+        web.running = true;
+        web.meanwhile = Meanwhile::Stopped;
+    });
+    world.start();
+    inventory(&mut world).await;
+    let proof = renew(&mut world, "n1", &id).await;
+    assert_eq!((proof.state(), proof.grade()), (TargetState::Unserved, Grade::FileOnly), "{proof:?}");
+    world.engine.start_container("web");
+    let (_, late) = result(&mut world, true).await;
+    assert_eq!(late.targets[0].state(), TargetState::Verified);
+}
+
+#[tokio::test]
+async fn a_container_that_is_made_anew_in_the_middle_is_found_by_its_mount() {
+    let (mut world, id, first) = running().await;
+    world.engine.change("web", |web| web.meanwhile = Meanwhile::Recreated);
+    let proof = renew(&mut world, "r1.0", &id).await;
+    assert_eq!((proof.state(), proof.grade()), (TargetState::Verified, Grade::Probe), "{proof:?}");
+    assert_ne!(proof.after, first.after);
+    assert_eq!(proof.reloads.last().unwrap().container, "web-2");
 }

@@ -214,6 +214,13 @@ impl IdentityStore {
         Ok(current)
     }
 
+    /// Another one when somebody has stored another identity.
+    pub fn stamp(&self) -> Option<(u64, std::time::SystemTime)> {
+        use std::os::unix::fs::MetadataExt as _;
+        let metadata = std::fs::metadata(self.state_dir.join(CURRENT)).ok()?;
+        Some((metadata.ino(), metadata.modified().ok()?))
+    }
+
     /// The next identity was welcomed: it is the current one from here on.
     pub fn promote(&self) -> Result<(), IdentityError> {
         let (from, to) = (self.state_dir.join(NEXT), self.state_dir.join(CURRENT));

@@ -7,23 +7,27 @@
 //! [`crate::outbox`], and work that needs no coordinator goes on. It never
 //! decides what is done with an order; it refuses those of an older epoch.
 
+pub mod orders;
 mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_proto::channel::ChannelError;
-use reseal_proto::v1::{AgentMessage, Chains, Order, agent_message};
+use reseal_proto::v1::{AgentMessage, Chains, agent_message};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::app;
+use crate::clock::{self, Clock};
+use crate::discover::finding;
 use crate::discover::watch::Discovery;
 use crate::identity::{IdentityError, IdentityStore, Slot};
 use crate::inventory::Report;
 use crate::outbox::Outbox;
 use crate::state::Session;
+use orders::Orders;
 
 /// The protocol of this program.
 pub const PROTOCOL: u32 = 1;
@@ -38,7 +42,14 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
 const REFUSED_BACKOFF: Duration = Duration::from_secs(60);
 /// A result and the inventory that shows it travel together: changes wait this long.
 const INVENTORY_SETTLE: Duration = Duration::from_millis(250);
+/// Identities are asked for at most this often, whatever the clocks say.
 const RENEW_RETRY: Duration = Duration::from_secs(60);
+/// The clock and the identity's end are looked at this often.
+const LOOK: Duration = Duration::from_secs(60);
+/// While there is no session, a new identity is looked for this often.
+const GLANCE: Duration = Duration::from_secs(1);
+/// A skew that changes by more is told again; seconds.
+const SKEW_STEP: u64 = 60;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -85,9 +96,20 @@ pub enum LinkError {
         /// Highest seen.
         ours: u64,
     },
-    /// More orders than can wait.
-    #[error("more orders came than can wait; they come again with the next session")]
-    Flooded,
+    /// The identity has ended; whether the coordinator agrees is in the source.
+    #[error(
+        "the identity of host {host} has expired: run `reseal host invite {host}` at the coordinator, then `reseal-agent enrol TOKEN` here; the agent takes it up by itself, and installations, journal and certificates stay"
+    )]
+    Expired {
+        /// Its name.
+        host: String,
+        /// What became of the attempt to speak all the same; none while a session was up.
+        #[source]
+        source: Option<Box<LinkError>>,
+    },
+    /// Orders that were turned away may come again.
+    #[error("there is room again for the orders that were turned away")]
+    Room,
     /// A new identity is ready.
     #[error("the identity was renewed")]
     Renewed,
@@ -113,13 +135,28 @@ impl Handle {
     }
 }
 
+/// What the link shares with the rest of the agent; cheap to clone.
+#[derive(Clone)]
+pub struct Shared {
+    /// Who speaks.
+    pub identities: IdentityStore,
+    /// What the last Welcome said.
+    pub session: Arc<Session>,
+    /// Results to send.
+    pub outbox: Arc<Outbox>,
+    /// The host to report.
+    pub discovery: Discovery,
+    /// The coordinator's time.
+    pub clock: Arc<Clock>,
+    /// What is to be done.
+    pub orders: Arc<Orders>,
+}
+
 /// What the rest of the agent sees of the link.
 #[derive(Debug)]
 pub struct Ends {
     /// The live session, if there is one.
     pub session: watch::Receiver<Option<Handle>>,
-    /// In order of arrival.
-    pub orders: mpsc::Receiver<Order>,
     /// Answers to CSRs.
     pub chains: mpsc::Receiver<Chains>,
     /// Grows when a Welcome brought other bundles or anchors.
@@ -128,49 +165,39 @@ pub struct Ends {
 
 /// The task that keeps a session up.
 pub struct Link {
-    identities: IdentityStore,
-    session: Arc<Session>,
-    outbox: Arc<Outbox>,
-    discovery: Discovery,
+    shared: Shared,
     live: watch::Sender<Option<Handle>>,
-    orders: mpsc::Sender<Order>,
     chains: mpsc::Sender<Chains>,
     welcomed: watch::Sender<u64>,
     number: u64,
     /// A renewed identity did not work: the one before is tried in between.
     next_failed: bool,
+    /// When an identity was last asked for.
+    renewed: Option<Instant>,
+    /// The wrong clock that was told of.
+    told_skew: Option<i64>,
     /// The inventory as the coordinator has it from us; unknown after a start.
     sent: Option<Report>,
 }
 
 impl Link {
     /// Makes both sides.
-    pub fn new(
-        identities: IdentityStore,
-        session: Arc<Session>,
-        outbox: Arc<Outbox>,
-        discovery: Discovery,
-    ) -> (Self, Ends) {
-        let (live, session_ends) = watch::channel(None);
-        let (orders, orders_end) = mpsc::channel(256);
+    pub fn new(shared: Shared) -> (Self, Ends) {
+        let (live, session) = watch::channel(None);
         let (chains, chains_end) = mpsc::channel(64);
         let (welcomed, welcomed_end) = watch::channel(0);
         let link = Self {
-            identities,
-            session,
-            outbox,
-            discovery,
+            shared,
             live,
-            orders,
             chains,
             welcomed,
             number: 0,
             next_failed: false,
+            renewed: None,
+            told_skew: None,
             sent: None,
         };
-        let ends =
-            Ends { session: session_ends, orders: orders_end, chains: chains_end, welcomed: welcomed_end };
-        (link, ends)
+        (link, Ends { session, chains: chains_end, welcomed: welcomed_end })
     }
 
     /// Never returns: the process ends it.
@@ -187,8 +214,12 @@ impl Link {
                     info!("identity renewed: speaking with the new one");
                     continue;
                 }
-                LinkError::Identity(source) => {
-                    error!(error = %crate::chain_of(source), "no session");
+                LinkError::Room => {
+                    info!("{error}: asking for them with a new session");
+                    LONGEST_BACKOFF
+                }
+                LinkError::Identity(_) | LinkError::Expired { .. } => {
+                    error!(error = %crate::chain_of(&error), "no session");
                     REFUSED_BACKOFF
                 }
                 LinkError::Status { status, .. }
@@ -211,8 +242,17 @@ impl Link {
                 backoff = FIRST_BACKOFF;
             }
             // Full jitter: after a restart of the coordinator a fleet comes spread out.
-            tokio::time::sleep(backoff.mul_f64(app::random())).await;
+            self.pause(backoff.mul_f64(app::random())).await;
             backoff = (backoff * 2).min(longest);
+        }
+    }
+
+    /// A host that was invited again meanwhile does not wait for the end of it.
+    async fn pause(&self, pause: Duration) {
+        let before = self.shared.identities.stamp();
+        let end = Instant::now() + pause;
+        while Instant::now() < end && self.shared.identities.stamp() == before {
+            tokio::time::sleep_until(end.min(Instant::now() + GLANCE)).await;
         }
     }
 
@@ -220,24 +260,53 @@ impl Link {
     async fn once(&mut self, turn: usize) -> LinkError {
         // A renewed identity is tried first, then the one before by turns: the
         // coordinator may never have got to store the new one.
-        let next = self.identities.load(Slot::Next).ok().flatten();
-        let usable = match next {
-            Some(next) if !self.next_failed && next.not_after > app::now() => Ok((Slot::Next, next)),
-            _ => self.identities.usable(app::now()).map(|identity| (Slot::Current, identity)),
-        };
-        let (slot, identity) = match usable {
-            Ok(usable) => usable,
-            Err(error) => return LinkError::Identity(error),
+        let now = self.shared.clock.now();
+        let next = self.shared.identities.load(Slot::Next).ok().flatten();
+        let (slot, identity) = match next {
+            Some(next) if !self.next_failed && next.not_after > now => (Slot::Next, next),
+            _ => match self.shared.identities.load(Slot::Current) {
+                Ok(Some(identity)) => (Slot::Current, identity),
+                Ok(None) => return LinkError::Identity(IdentityError::NotEnrolled),
+                Err(error) => return LinkError::Identity(error),
+            },
         };
         let Some(address) = pick(&identity.coordinators, turn) else {
             return LinkError::Identity(IdentityError::NotEnrolled);
         };
+        // Expired by a clock that may be wrong: the coordinator is asked all the same.
+        let expired = (identity.not_after <= now).then(|| identity.host.clone());
+        let sessions = self.number;
         let error = match self.speak(&address, slot, identity).await {
             Ok(never) => match never {},
             Err(error) => error,
         };
         self.next_failed = slot == Slot::Next;
-        error
+        match expired {
+            Some(host) if self.number == sessions => {
+                LinkError::Expired { host, source: Some(Box::new(error)) }
+            }
+            _ => error,
+        }
+    }
+
+    /// Tells of a clock that is wrong, once, and of one that is right again.
+    async fn mind_clock(&mut self) {
+        let skew = self.shared.clock.wrong();
+        let same = match (self.told_skew, skew) {
+            (None, None) => true,
+            (Some(told), Some(skew)) => told.abs_diff(skew) <= SKEW_STEP,
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        if same {
+            return;
+        }
+        match skew {
+            Some(skew) => warn!(skew_seconds = skew, "{}", clock::told(skew)),
+            None => info!("this host's clock agrees with the coordinator's again"),
+        }
+        self.told_skew = skew;
+        let found = skew.map(|skew| finding("clock-skew", "host", &clock::told(skew), "critical"));
+        self.shared.discovery.note("clock-skew", "host", found).await;
     }
 }
 

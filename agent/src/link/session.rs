@@ -5,6 +5,7 @@
 //! [`super::Link`], which calls it and nobody else.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use reseal_proto::channel::{self, Trust};
 use reseal_proto::v1::agent_client::AgentClient;
@@ -14,16 +15,23 @@ use reseal_proto::v1::{
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
+use super::orders::{MOST_WAITING, Offered};
 use super::{
-    Handle, INVENTORY_SETTLE, Link, LinkError, MAX_FRAME, OUTBOUND, PROTOCOL, RENEW_RETRY, WELCOME_TIMEOUT,
-    message,
+    Handle, INVENTORY_SETTLE, LOOK, Link, LinkError, MAX_FRAME, OUTBOUND, PROTOCOL, RENEW_RETRY,
+    WELCOME_TIMEOUT, message,
 };
 use crate::app;
+use crate::discover::finding;
+use crate::evidence;
 use crate::identity::{Identity, Slot};
 use crate::inventory::Report;
 use crate::outbox::Known;
+
+/// The finding of an agent at its bound.
+const TOO_MANY_ORDERS: &str = "too-many-orders";
 
 impl Link {
     pub(super) async fn speak(
@@ -40,8 +48,8 @@ impl Link {
         let hello = Hello {
             protocol: PROTOCOL,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            inventory_digest: self.session.digest(),
-            epoch: self.session.epoch(),
+            inventory_digest: self.shared.session.digest(),
+            epoch: self.shared.session.epoch(),
             now: app::now(),
         };
         let closed = || LinkError::Closed(address.to_owned());
@@ -62,24 +70,25 @@ impl Link {
             .map_err(failed)?
             .ok_or_else(closed)?;
         self.welcome(address, slot, first)?;
+        self.mind_clock().await;
         self.number += 1;
-        let handle = Handle { number: self.number, sender: sender.clone() };
-        info!(coordinator = address, host = %identity.host, epoch = self.session.epoch(), "session up");
+        let handle = Handle { number: self.number, sender };
+        info!(coordinator = address, host = %identity.host, epoch = self.shared.session.epoch(), "session up");
         self.live.send_replace(Some(handle.clone()));
 
-        let mut told = Told::default();
-        let mut host = self.discovery.watch();
-        let mut results = self.outbox.changes();
-        let renew = app::instant_at(identity.renew_at(app::random()));
+        let mut line = Line { handle, identity: &identity, told: Told::default() };
+        let mut host = self.shared.discovery.watch();
+        let mut results = self.shared.outbox.changes();
+        let renew_at = identity.renew_at(app::random());
         tokio::pin! {
-            let renewal = tokio::time::sleep_until(renew);
+            let look = tokio::time::sleep(self.until(renew_at, identity.not_after));
             // What happened before the session is told at once.
             let inventory = tokio::time::sleep(INVENTORY_SETTLE);
         }
         let mut inventory_due = true;
         let mut whole_wanted = false;
-        for batch in self.outbox.waiting() {
-            self.tell_result(&handle, &mut told, &batch, false).await.map_err(|()| closed())?;
+        for batch in self.shared.outbox.waiting() {
+            self.tell_result(&mut line, &batch, false).await.map_err(|()| closed())?;
         }
         loop {
             tokio::select! {
@@ -90,14 +99,15 @@ impl Link {
                         Reply::Nothing => {}
                         Reply::Inventory => {
                             // Before the first look at the host there is nothing to tell; it is told then.
-                            whole_wanted = !self.tell_inventory(&handle, true).await.map_err(|()| closed())?;
+                            whole_wanted = !self.tell_inventory(&line.handle, true).await.map_err(|()| closed())?;
                             inventory_due = whole_wanted;
                         }
+                        Reply::TurnedAway(batch) => self.full(&batch).await,
                         Reply::Result(batch) => {
-                            self.tell_result(&handle, &mut told, &batch, true).await.map_err(|()| closed())?;
+                            self.tell_result(&mut line, &batch, true).await.map_err(|()| closed())?;
                         }
                         Reply::Acknowledged(batch) => {
-                            if let Some(payload) = told.acknowledged(&batch) {
+                            if let Some(payload) = line.told.acknowledged(&batch) {
                                 self.acknowledge(&batch, &payload);
                             }
                         }
@@ -105,8 +115,8 @@ impl Link {
                 }
                 changed = results.changed() => {
                     changed.map_err(|_| closed())?;
-                    for batch in self.outbox.waiting() {
-                        self.tell_result(&handle, &mut told, &batch, false).await.map_err(|()| closed())?;
+                    for batch in self.shared.outbox.waiting() {
+                        self.tell_result(&mut line, &batch, false).await.map_err(|()| closed())?;
                     }
                 }
                 changed = host.changed() => {
@@ -118,21 +128,54 @@ impl Link {
                 }
                 () = &mut inventory, if inventory_due => {
                     inventory_due = false;
-                    if self.tell_inventory(&handle, whole_wanted).await.map_err(|()| closed())? {
+                    if self.tell_inventory(&line.handle, whole_wanted).await.map_err(|()| closed())? {
                         whole_wanted = false;
                     }
                 }
-                () = &mut renewal => {
-                    match self.identities.renew(channel.clone(), &identity).await {
-                        Ok(()) => return Err(LinkError::Renewed),
-                        Err(error) => {
-                            warn!(error = %crate::chain_of(&error), "the identity could not be renewed; it is tried again");
-                            renewal.as_mut().reset(Instant::now() + RENEW_RETRY.mul_f64(0.5 + app::random()));
-                        }
-                    }
+                () = self.shared.orders.room_again() => {
+                    self.shared.discovery.note(TOO_MANY_ORDERS, "host", None).await;
+                    return Err(LinkError::Room);
+                }
+                () = &mut look => {
+                    self.mind_clock().await;
+                    self.mind_identity(&channel, &identity, renew_at).await?;
+                    look.as_mut().reset(Instant::now() + self.until(renew_at, identity.not_after));
                 }
             }
         }
+    }
+
+    /// Until the identity is due or ends, but not longer than the clock may go unseen.
+    fn until(&self, renew_at: i64, not_after: i64) -> Duration {
+        let now = self.shared.clock.now();
+        let left = |to: i64| Duration::from_secs(u64::try_from(to - now).unwrap_or(0));
+        let allowed = self.renewed.map_or(Duration::ZERO, |at| RENEW_RETRY.saturating_sub(at.elapsed()));
+        let due = left(renew_at).max(allowed);
+        due.min(left(not_after).max(Duration::from_secs(1))).min(LOOK)
+    }
+
+    /// Renews what is due; ends a session whose identity has ended.
+    async fn mind_identity(
+        &mut self,
+        channel: &Channel,
+        identity: &Identity,
+        renew_at: i64,
+    ) -> Result<(), LinkError> {
+        let now = self.shared.clock.now();
+        let just_asked = self.renewed.is_some_and(|at| at.elapsed() < RENEW_RETRY);
+        if now >= renew_at && !just_asked {
+            self.renewed = Some(Instant::now());
+            match self.shared.identities.renew(channel.clone(), identity).await {
+                Ok(()) => return Err(LinkError::Renewed),
+                Err(error) => {
+                    warn!(error = %crate::chain_of(&error), "the identity could not be renewed; it is tried again");
+                }
+            }
+        }
+        if now >= identity.not_after {
+            return Err(LinkError::Expired { host: identity.host.clone(), source: None });
+        }
+        Ok(())
     }
 
     fn welcome(&mut self, address: &str, slot: Slot, first: CoordinatorMessage) -> Result<(), LinkError> {
@@ -142,25 +185,25 @@ impl Link {
         if welcome.protocol != PROTOCOL {
             return Err(LinkError::Protocol { address: address.to_owned(), theirs: welcome.protocol });
         }
-        if welcome.epoch < self.session.epoch() {
+        if welcome.epoch < self.shared.session.epoch() {
             return Err(LinkError::Epoch {
                 address: address.to_owned(),
                 theirs: welcome.epoch,
-                ours: self.session.epoch(),
+                ours: self.shared.session.epoch(),
             });
         }
         let Welcome { epoch, anchors, bundles, now, .. } = welcome;
-        let skew = app::now() - now;
-        if skew.abs() > 60 {
-            warn!(skew_seconds = skew, "this host's clock differs from the coordinator's");
+        self.shared.clock.measure(now);
+        if let Err(error) = self.shared.session.measured(app::now() - now) {
+            error!(error = %crate::chain_of(&error), "cannot remember how far the clock is off");
         }
         // A full disk must not keep this host out of an emergency: what cannot
         // be written is known to this process all the same.
-        if let Err(error) = self.session.welcome(epoch, anchors, bundles) {
+        if let Err(error) = self.shared.session.welcome(epoch, anchors, bundles) {
             error!(error = %crate::chain_of(&error), "cannot remember the session");
         }
         if slot == Slot::Next {
-            self.identities.promote().map_err(LinkError::Identity)?;
+            self.shared.identities.promote().map_err(LinkError::Identity)?;
         }
         self.welcomed.send_modify(|count| *count += 1);
         Ok(())
@@ -171,7 +214,7 @@ impl Link {
         use coordinator_message::Body;
         match received.body {
             Some(Body::Order(order)) => {
-                if order.epoch < self.session.epoch() {
+                if order.epoch < self.shared.session.epoch() {
                     warn!(batch = %order.batch, epoch = order.epoch, "order of an older epoch refused");
                 } else {
                     return self.order(order);
@@ -194,7 +237,7 @@ impl Link {
 
     /// A new batch goes to the runner, a finished one is answered again.
     fn order(&self, order: Order) -> Result<Reply, LinkError> {
-        match self.outbox.known(&order.batch) {
+        match self.shared.outbox.known(&order.batch) {
             Some(Known::Finished(_)) => Ok(Reply::Result(order.batch)),
             Some(Known::Acknowledged) => {
                 info!(batch = %order.batch, "order of a finished and acknowledged batch ignored");
@@ -202,18 +245,21 @@ impl Link {
             }
             None => {
                 debug!(batch = %order.batch, "order");
-                self.orders.try_send(order).map_err(|_| LinkError::Flooded)?;
-                Ok(Reply::Nothing)
+                let batch = order.batch.clone();
+                Ok(match self.shared.orders.offer(order) {
+                    Offered::Taken | Offered::Known => Reply::Nothing,
+                    Offered::TurnedAway => Reply::TurnedAway(batch),
+                })
             }
         }
     }
 
     /// Sends what changed, or everything; false when nothing is known of the host yet.
     async fn tell_inventory(&mut self, handle: &Handle, all: bool) -> Result<bool, ()> {
-        let Some(report) = self.discovery.host().map(|host| Report::of(&host)) else {
+        let Some(report) = self.shared.discovery.host().map(|host| Report::of(&host)) else {
             return Ok(false);
         };
-        let unchanged = report.digest == self.session.digest();
+        let unchanged = report.digest == self.shared.session.digest();
         if unchanged && !all {
             self.sent = Some(report);
             return Ok(true);
@@ -227,43 +273,64 @@ impl Link {
 
     /// What was sent last, if this process knows it.
     fn base(&self) -> Option<&Report> {
-        self.sent.as_ref().filter(|sent| sent.digest == self.session.digest())
+        self.sent.as_ref().filter(|sent| sent.digest == self.shared.session.digest())
     }
 
     fn was_sent(&mut self, report: Report) {
-        if let Err(error) = self.session.sent(&report.digest) {
+        if let Err(error) = self.shared.session.sent(&report.digest) {
             error!(error = %crate::chain_of(&error), "cannot remember what was sent");
         }
         self.sent = Some(report);
     }
 
     fn acknowledge(&self, batch: &str, payload: &[u8]) {
-        if let Err(error) = self.outbox.acknowledge(batch, payload) {
+        if let Err(error) = self.shared.outbox.acknowledge(batch, payload) {
             error!(error = %crate::chain_of(&error), "cannot remember an acknowledgement");
         }
     }
 
+    /// Says that an order found no place.
+    async fn full(&self, batch: &str) {
+        let text = format!(
+            "{MOST_WAITING} orders wait on this host, no more are taken; they are asked for again when half of them are done"
+        );
+        warn!(batch, "order turned away: {text}");
+        let found = finding(TOO_MANY_ORDERS, "host", &text, "critical");
+        self.shared.discovery.note(TOO_MANY_ORDERS, "host", Some(found)).await;
+    }
+
     /// Sends a result, once per session unless it is asked for again, with the
     /// inventory that shows it.
-    async fn tell_result(
-        &mut self,
-        handle: &Handle,
-        told: &mut Told,
-        batch: &str,
-        again: bool,
-    ) -> Result<(), ()> {
-        let Some(Known::Finished(result)) = self.outbox.known(batch) else {
+    async fn tell_result(&mut self, line: &mut Line<'_>, batch: &str, again: bool) -> Result<(), ()> {
+        let Some(Known::Finished(result)) = self.shared.outbox.known(batch) else {
             return Ok(());
         };
-        if !told.note(batch, &result.payload) && !again {
+        if !line.told.note(batch, &result.payload) && !again {
             return Ok(());
         }
-        let report = self.discovery.host().map(|host| Report::of(&host));
-        let changed = report.filter(|report| report.digest != self.session.digest());
+        let result = match evidence::vouched(*result, line.identity) {
+            Ok(Some(result)) => result,
+            Ok(None) => {
+                error!(
+                    batch,
+                    "a result of the time when this machine was another host is given up: nobody would take it"
+                );
+                if let Err(error) = self.shared.outbox.give_up(batch) {
+                    error!(error = %crate::chain_of(&error), "cannot forget a result");
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                error!(batch, error = %crate::chain_of(&error), "a result cannot be signed; it waits for the next session");
+                return Ok(());
+            }
+        };
+        let report = self.shared.discovery.host().map(|host| Report::of(&host));
+        let changed = report.filter(|report| report.digest != self.shared.session.digest());
         let result =
-            BatchResult { inventory: changed.as_ref().map(|report| report.delta(self.base())), ..*result };
+            BatchResult { inventory: changed.as_ref().map(|report| report.delta(self.base())), ..result };
         crate::fail_point("agent.before_report");
-        handle.send(agent_message::Body::Result(result)).await?;
+        line.handle.send(agent_message::Body::Result(result)).await?;
         if let Some(report) = changed {
             self.was_sent(report);
         }
@@ -271,10 +338,18 @@ impl Link {
     }
 }
 
+/// An open session: where to send, as whom, and what was sent.
+struct Line<'a> {
+    handle: Handle,
+    identity: &'a Identity,
+    told: Told,
+}
+
 /// What a message from the coordinator wants in return.
 enum Reply {
     Nothing,
     Inventory,
+    TurnedAway(String),
     Result(String),
     Acknowledged(String),
 }

@@ -24,6 +24,7 @@ use crate::evidence;
 use crate::identity::{IdentityStore, Slot};
 use crate::journal::{Entry, Journal, Phase};
 use crate::link::Handle;
+use crate::link::orders::Orders;
 use crate::outbox::Outbox;
 use crate::plan::{self, Next};
 use crate::target::{self, Target, TargetError, Tools};
@@ -46,7 +47,7 @@ pub struct Renewer {
     /// The live session.
     pub session: watch::Receiver<Option<Handle>>,
     /// What to do.
-    pub orders: mpsc::Receiver<Order>,
+    pub orders: Arc<Orders>,
     /// Answers to CSRs.
     pub chains: mpsc::Receiver<Chains>,
 }
@@ -70,13 +71,14 @@ impl Renewer {
             Err(error) => error!(error = %crate::chain_of(&error), "the journal cannot be read"),
         }
         drop(resuming);
-        while let Some(order) = self.orders.recv().await {
+        loop {
+            let order = self.orders.next().await;
             self.order(order).await;
         }
     }
 
     async fn order(&mut self, order: Order) {
-        // Delivered twice while the first was running.
+        // Delivered while what a crash left of it was resumed.
         if self.outbox.known(&order.batch).is_some() {
             return;
         }

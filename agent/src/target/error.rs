@@ -9,6 +9,9 @@ use crate::key::KeyError;
 use crate::reload::ReloadError;
 use crate::verify::VerifyError;
 
+/// What a target that only waits for the right time says.
+pub const CLOCK_SKEW: &str = "clock-skew";
+
 /// Why a target failed; every variant knows its stage.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -53,6 +56,9 @@ pub enum TargetError {
         #[source]
         source: Box<VerifyError>,
     },
+    /// Everything is well but the time.
+    #[error("the new certificate is in use, but {}", crate::clock::told(*.0))]
+    Clock(i64),
 }
 
 impl TargetError {
@@ -63,7 +69,7 @@ impl TargetError {
             Self::Chain(_) => Stage::Validate,
             Self::Install(_) => Stage::Install,
             Self::Docker(_) | Self::Reload(_) => Stage::Reload,
-            Self::Verify(_) | Self::NotReloaded { .. } => Stage::Verify,
+            Self::Verify(_) | Self::Clock(_) | Self::NotReloaded { .. } => Stage::Verify,
         }
     }
 
@@ -80,6 +86,7 @@ impl TargetError {
             Self::Docker(_) => "docker-failed",
             Self::Reload(error) => error.code(),
             Self::Verify(error) => error.code(),
+            Self::Clock(_) => CLOCK_SKEW,
             Self::NotReloaded { source, .. } => source.code(),
         }
     }

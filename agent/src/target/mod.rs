@@ -9,6 +9,7 @@
 mod error;
 mod roll_back;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,15 +20,15 @@ use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::app;
 use crate::chain;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::discover::watch::Discovery;
 use crate::discover::{Consumer, Endpoint, Installation, Reload};
 use crate::install::{Files, InstallError};
 use crate::journal::{Entry, Journal, Phase};
 use crate::key::PrivateKey;
-use crate::reload::Reloader;
+use crate::reload::{ReloadError, Reloader};
 use crate::state::Session;
 use crate::unserved::Unserved;
 use crate::verify::{self, Expected};
@@ -45,11 +46,13 @@ pub struct Tools {
     pub unserved: Arc<Unserved>,
     /// Anchors.
     pub session: Arc<Session>,
+    /// The coordinator's time.
+    pub clock: Arc<Clock>,
     /// Held while a batch runs: only the batch may remove generations then.
     pub busy: Arc<tokio::sync::Mutex<()>>,
 }
 
-pub use error::TargetError;
+pub use error::{CLOCK_SKEW, TargetError};
 
 /// Is there a running consumer that is declared to serve and that nobody can dial?
 /// Every one of them must have been seen before anything is proved.
@@ -85,7 +88,12 @@ pub struct Target<'a> {
 struct Shown {
     reloads: Vec<ReloadProof>,
     endpoints: Vec<EndpointProof>,
+    /// Ids of the containers that were reloaded or looked at.
+    seen: BTreeSet<String>,
 }
+
+/// Consumers may change under the agent's hands this often in one target.
+const MOST_CHANGES: usize = 3;
 
 impl Target<'_> {
     /// Runs file operations off the async threads.
@@ -173,7 +181,7 @@ impl Target<'_> {
                 &self.installation.wanted,
                 &issued.spki_sha256,
                 &anchors,
-                app::unix_time(),
+                self.tools.clock.unix_time(),
             )
             .map_err(TargetError::Chain)
         })?;
@@ -213,19 +221,21 @@ impl Target<'_> {
     pub async fn prove(&self) {
         let entry = self.journal.entry(self.at).await;
         let mut shown = Shown::default();
-        let outcome = async {
-            let before = self.consumers().await?;
-            self.reload(&before, &mut shown).instrument(self.span("reload")).await?;
-            // A restarted container may have another address.
-            let after = self.consumers().await?;
-            self.verify(&after, &entry.new, &mut shown).instrument(self.span("verify")).await?;
-            Ok(self.judge(&after, &shown))
+        let mut outcome = self.attempt(&entry, &mut shown).await;
+        for _ in 0..MOST_CHANGES {
+            match &outcome {
+                Err(error) if self.changed_meanwhile(error, &shown).await => {
+                    info!(error = %crate::chain_of(error), installation = %self.installation.id, "a consumer changed meanwhile: looking again");
+                    outcome = self.attempt(&entry, &mut shown).await;
+                }
+                Ok(_) | Err(_) => break,
+            }
         }
-        .await;
         match outcome {
             Ok((state, grade)) => {
                 let (after, previous) = (entry.new.clone(), entry.previous.clone());
-                self.done(entry, state, grade, None, after, shown).await;
+                let (state, failure) = self.at_a_known_time(state);
+                self.done(entry, state, grade, failure, after, shown).await;
                 // Only once the proof is on record: until then the way back stays open.
                 if state == TargetState::Verified {
                     self.settle(previous).await;
@@ -233,6 +243,33 @@ impl Target<'_> {
             }
             Err(error) => self.undo(error, shown).await,
         }
+    }
+
+    async fn attempt(&self, entry: &Entry, shown: &mut Shown) -> Result<(TargetState, Grade), TargetError> {
+        let before = self.consumers().await?;
+        shown.seen.extend(before.iter().map(|consumer| consumer.container_id.clone()));
+        self.reload(&before, shown).instrument(self.span("reload")).await?;
+        // A restarted container may have another address.
+        let after = self.consumers().await?;
+        self.verify(&after, &entry.new, shown).instrument(self.span("verify")).await?;
+        Ok(self.judge(&after, shown))
+    }
+
+    /// Was it somebody who stopped or recreated a container, and not the new
+    /// certificate? One that ended after it was reloaded may have ended of it.
+    async fn changed_meanwhile(&self, error: &TargetError, shown: &Shown) -> bool {
+        if let TargetError::Reload(ReloadError::Stopped { .. }) = error {
+            // By its mount it is found again, whatever its name is now.
+            self.tools.discovery.scan().await;
+            return true;
+        }
+        if !matches!(error, TargetError::Reload(_) | TargetError::Verify(_) | TargetError::NotReloaded { .. })
+        {
+            return false;
+        }
+        self.tools.discovery.scan().await;
+        let now = self.consumers().await.unwrap_or_default();
+        now.iter().any(|consumer| consumer.running && !shown.seen.contains(&consumer.container_id))
     }
 
     async fn consumers(&self) -> Result<Vec<Consumer>, TargetError> {
@@ -256,8 +293,11 @@ impl Target<'_> {
         let endpoints = endpoints_of(consumers);
         crate::fail_point("agent.before_verify");
         let anchors = self.tools.session.anchors();
-        let expected =
-            Expected { fingerprint: fingerprint.try_into().unwrap_or([0; 32]), anchors: Some(&anchors) };
+        let expected = Expected {
+            fingerprint: fingerprint.try_into().unwrap_or([0; 32]),
+            anchors: Some(&anchors),
+            now: self.tools.clock.unix_time(),
+        };
         let (proofs, result) = verify::endpoints(&endpoints, expected, self.deadline()).await;
         crate::fail_point("agent.after_verify");
         shown.endpoints = proofs;
@@ -281,6 +321,17 @@ impl Target<'_> {
             (true, false) if client_only => (TargetState::Verified, Grade::ReloadObserved),
             (true, false) => (TargetState::Unserved, Grade::ReloadObserved),
             (true, true) => (TargetState::Unserved, Grade::FileOnly),
+        }
+    }
+
+    /// Nothing is called verified by a host that does not know the time: the
+    /// proof is completed when its clock is right (see [`crate::served`]).
+    fn at_a_known_time(&self, state: TargetState) -> (TargetState, Option<Failure>) {
+        match (state, self.tools.clock.wrong()) {
+            (TargetState::Verified, Some(skew)) => {
+                (TargetState::Unserved, Some(TargetError::Clock(skew).failure()))
+            }
+            (state, _) => (state, None),
         }
     }
 

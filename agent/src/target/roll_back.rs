@@ -58,7 +58,7 @@ impl Target<'_> {
 
     async fn roll_back(&self, mut failure: Failure, reloads: Vec<ReloadProof>) {
         let entry = self.journal.entry(self.at).await;
-        let mut shown = Shown { reloads, endpoints: Vec::new() };
+        let mut shown = Shown { reloads, ..Shown::default() };
         let previous = entry.previous.clone().unwrap_or_default();
         let switched =
             self.files(move |files| files.restore(&previous)).instrument(self.span("install")).await;
@@ -95,7 +95,7 @@ impl Target<'_> {
         };
         let endpoints = endpoints_of(&self.consumers().await?);
         // Old certificates may well not build to today's anchors.
-        let expected = Expected { fingerprint, anchors: None };
+        let expected = Expected { fingerprint, anchors: None, now: self.tools.clock.unix_time() };
         let (proofs, result) =
             verify::endpoints(&endpoints, expected, self.deadline()).instrument(self.span("verify")).await;
         shown.endpoints = proofs;

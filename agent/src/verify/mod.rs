@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use reseal_proto::facts::sha256;
 use reseal_proto::v1::EndpointProof;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::time::Instant;
 
 use crate::chain;
@@ -85,6 +85,8 @@ pub struct Expected<'a> {
     pub fingerprint: [u8; 32],
     /// What clients trust; `None`: the chain is not judged (a return to an old certificate).
     pub anchors: Option<&'a [CertificateDer<'static>]>,
+    /// The time at which a chain must be good.
+    pub now: UnixTime,
 }
 
 /// Looks at all endpoints until each has shown what is expected or `deadline`
@@ -196,7 +198,7 @@ fn judge(endpoint: &Endpoint, expected: Expected<'_>, seen: &Seen) -> Result<boo
     let (Some(anchors), Ok(name)) = (expected.anchors, ServerName::try_from(endpoint.sni.as_str())) else {
         return Ok(false);
     };
-    chain::accepted(&seen.chain, &name, anchors, crate::app::unix_time()).map(|()| true).map_err(|source| {
+    chain::accepted(&seen.chain, &name, anchors, expected.now).map(|()| true).map_err(|source| {
         VerifyError::Chain { address: endpoint.address.clone(), sni: endpoint.sni.clone(), source }
     })
 }

@@ -73,7 +73,7 @@ async fn every_spoken_version_is_looked_at() {
     {
         let server = serve(&authority, versions, false).await;
         let anchors = [server.root.clone()];
-        let expected = Expected { fingerprint: server.leaf, anchors: Some(&anchors) };
+        let expected = Expected { fingerprint: server.leaf, anchors: Some(&anchors), now: UnixTime::now() };
         let proof = look(&server.endpoint, expected).await.unwrap();
         assert_eq!(proof.versions, names);
         assert_eq!(proof.handshakes as usize, HANDSHAKES * names.len());
@@ -89,7 +89,7 @@ async fn a_server_that_wants_a_client_certificate_is_seen_all_the_same() {
     for versions in [OLD, NEW] {
         let server = serve(&authority, versions, true).await;
         let anchors = [server.root.clone()];
-        let expected = Expected { fingerprint: server.leaf, anchors: Some(&anchors) };
+        let expected = Expected { fingerprint: server.leaf, anchors: Some(&anchors), now: UnixTime::now() };
         let proof = look(&server.endpoint, expected).await.unwrap();
         assert_eq!(proof.handshakes as usize, HANDSHAKES);
     }
@@ -101,7 +101,8 @@ async fn what_is_wrong_is_named() {
     let server = serve(&authority, BOTH, false).await;
     let stranger = [Authority::new("b").root];
     let own = [server.root.clone()];
-    let expect = |fingerprint, anchors| Expected { fingerprint, anchors: Some(anchors) };
+    let expect =
+        |fingerprint, anchors| Expected { fingerprint, anchors: Some(anchors), now: UnixTime::now() };
     let code = |result: Result<EndpointProof, VerifyError>| result.unwrap_err().code();
     let result = look(&server.endpoint, expect([7; 32], own.as_slice())).await;
     assert_eq!(code(result), "served-differs");
@@ -125,7 +126,7 @@ async fn waits_until_the_new_one_is_served() {
     let server = serve(&authority, BOTH, false).await;
     let (config, leaf) = server_config(&authority, BOTH, false);
     let endpoints_list = [server.endpoint.clone()];
-    let expected = Expected { fingerprint: leaf, anchors: None };
+    let expected = Expected { fingerprint: leaf, anchors: None, now: UnixTime::now() };
     // Before the switch a short deadline passes without success.
     let soon = Instant::now() + Duration::from_millis(100);
     let (proofs, result) = endpoints(&endpoints_list, expected, soon).await;

@@ -65,6 +65,13 @@ struct Shared {
     renewals: Mutex<u32>,
     /// Answers to these calls get lost.
     lose_answers: Mutex<u32>,
+    refuse_renewals: Mutex<bool>,
+    /// Seconds by which its clock is ahead of the host's.
+    ahead: Mutex<i64>,
+    /// Seconds that identities are old when they are made.
+    age: Mutex<u64>,
+    /// TLS handshakes that came to nothing.
+    refused: Mutex<u32>,
     /// Fingerprints of the client certificates that opened a session.
     peers: Mutex<Vec<[u8; 32]>>,
 }
@@ -97,6 +104,10 @@ impl Coordinator {
             enrolments: Mutex::default(),
             renewals: Mutex::default(),
             lose_answers: Mutex::default(),
+            refuse_renewals: Mutex::default(),
+            ahead: Mutex::default(),
+            age: Mutex::default(),
+            refused: Mutex::default(),
             peers: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -106,6 +117,7 @@ impl Coordinator {
         let task = tokio::spawn({
             let shared = shared.clone();
             async move {
+                let ends = shared.clone();
                 let server = tonic::transport::Server::builder()
                     .add_service(EnrolmentServer::from_arc(shared.clone()))
                     .add_service(AgentServer::from_arc(shared))
@@ -113,8 +125,11 @@ impl Coordinator {
                 let accept = async {
                     loop {
                         let (stream, _) = listener.accept().await.unwrap();
-                        if let Ok(stream) = acceptor.accept(stream).await {
-                            let _ = connections.send(Ok::<_, std::io::Error>(Connection(stream))).await;
+                        match acceptor.accept(stream).await {
+                            Ok(stream) => {
+                                let _ = connections.send(Ok::<_, std::io::Error>(Connection(stream))).await;
+                            }
+                            Err(_) => *ends.refused.lock().unwrap() += 1,
                         }
                     }
                 };
@@ -202,6 +217,25 @@ impl Coordinator {
         *self.shared.lifetime.lock().unwrap() = seconds;
     }
 
+    /// Its clock, as seen from the host.
+    pub(crate) fn set_ahead(&self, seconds: i64) {
+        *self.shared.ahead.lock().unwrap() = seconds;
+    }
+
+    /// How old identities are when they are made.
+    pub(crate) fn set_age(&self, seconds: u64) {
+        *self.shared.age.lock().unwrap() = seconds;
+    }
+
+    pub(crate) fn refuse_renewals(&self) {
+        *self.shared.refuse_renewals.lock().unwrap() = true;
+    }
+
+    /// How many TLS handshakes were refused.
+    pub(crate) fn refused(&self) -> u32 {
+        *self.shared.refused.lock().unwrap()
+    }
+
     pub(crate) fn lose_answers(&self, count: u32) {
         *self.shared.lose_answers.lock().unwrap() = count;
     }
@@ -227,7 +261,8 @@ impl Shared {
         let mut request = CertificateSigningRequestParams::from_der(&der)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let lifetime = Duration::from_secs(*self.lifetime.lock().unwrap());
-        let now = std::time::SystemTime::now();
+        let now = self.now() - *self.age.lock().unwrap() as i64;
+        let now = std::time::UNIX_EPOCH + Duration::from_secs(now.try_into().unwrap());
         request.params.not_before = (now - Duration::from_secs(1)).into();
         request.params.not_after = (now + lifetime).into();
         let name = format!("spiffe://{FLEET}/host/h1");
@@ -240,6 +275,10 @@ impl Shared {
             chain: vec![leaf.der().to_vec(), self.control.certificate.to_vec()],
             now: 0,
         })
+    }
+
+    fn now(&self) -> i64 {
+        reseal_agent::app::now() + *self.ahead.lock().unwrap()
     }
 
     /// Takes one of the answers that shall get lost.
@@ -265,6 +304,9 @@ impl Enrolment for Shared {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IdentityReply>, Status> {
+        if *self.refuse_renewals.lock().unwrap() {
+            return Err(Status::unavailable("not now"));
+        }
         *self.renewals.lock().unwrap() += 1;
         self.identity(&request.into_inner().csr).map(Response::new)
     }
@@ -290,7 +332,7 @@ impl Agent for Shared {
             protocol: 1,
             fleet: FLEET.into(),
             epoch: *self.epoch.lock().unwrap(),
-            now: reseal_agent::app::now(),
+            now: self.now(),
             anchors: vec![self.root.certificate.to_vec()],
             bundles: vec![reseal_proto::v1::TrustBundle {
                 name: "managed-root".into(),

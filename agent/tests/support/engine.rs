@@ -12,6 +12,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::broadcast;
 
+/// What may happen to a container between its check and its reload.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meanwhile {
+    Nothing,
+    Stopped,
+    /// Made anew under another name, with the same mount.
+    Recreated,
+}
+
 /// A container of the engine: certificate in `mount`, served on `port`.
 pub(crate) struct Container {
     name: String,
@@ -22,6 +31,8 @@ pub(crate) struct Container {
     pub(crate) obeys: bool,
     /// Exit status of its configuration check.
     pub(crate) check: i64,
+    /// What somebody does to it while its check runs.
+    pub(crate) meanwhile: Meanwhile,
     serving: Arc<Mutex<Option<Arc<rustls::ServerConfig>>>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -123,6 +134,7 @@ impl Engine {
             running: false,
             obeys: true,
             check: 0,
+            meanwhile: Meanwhile::Nothing,
             serving,
             task,
         };
@@ -200,8 +212,12 @@ async fn serve(
             }
             (204, Value::Null)
         }
-        ("POST", ["containers", name, "exec"]) => (201, json!({"Id": name})),
-        ("POST", ["exec", _, "start"]) => {
+        ("POST", ["containers", name, "exec"]) => match containers.lock().unwrap().get(*name) {
+            Some(container) if container.running => (201, json!({"Id": name})),
+            _ => (409, json!({"message": "container is not running"})),
+        },
+        ("POST", ["exec", name, "start"]) => {
+            happen(&containers, name);
             let head = "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
             let _ = stream.write_all(head.as_bytes()).await;
             let text = b"what the check says";
@@ -211,7 +227,7 @@ async fn serve(
             return;
         }
         ("GET", ["exec", name, "json"]) => {
-            (200, json!({"ExitCode": containers.lock().unwrap()[*name].check}))
+            (200, json!({"ExitCode": containers.lock().unwrap().get(*name).map_or(137, |c| c.check)}))
         }
         _ => {
             calls.lock().unwrap().push(format!("FORBIDDEN {method} {path}"));
@@ -225,6 +241,21 @@ async fn serve(
     );
     let _ = stream.write_all(head.as_bytes()).await;
     let _ = stream.write_all(body.as_bytes()).await;
+}
+
+fn happen(containers: &Containers, name: &str) {
+    let mut containers = containers.lock().unwrap();
+    let Some(container) = containers.get_mut(name) else { return };
+    match std::mem::replace(&mut container.meanwhile, Meanwhile::Nothing) {
+        Meanwhile::Nothing => {}
+        Meanwhile::Stopped => container.running = false,
+        Meanwhile::Recreated => {
+            let mut container = containers.remove(name).unwrap();
+            container.name = format!("{name}-2");
+            container.load();
+            containers.insert(container.name.clone(), container);
+        }
+    }
 }
 
 /// Method and path; the body is read and thrown away.
