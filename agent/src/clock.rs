@@ -70,7 +70,8 @@ impl Clock {
     }
 }
 
-fn is_wrong(skew: i64) -> bool {
+/// Beyond what is tolerated?
+pub fn is_wrong(skew: i64) -> bool {
     skew.saturating_abs() > MOST_SKEW
 }
 

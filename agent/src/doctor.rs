@@ -6,13 +6,17 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use reseal_proto::channel::{self, Trust};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 use serde_json::json;
 
-use crate::app;
-use crate::config::Config;
+use crate::config::{Config, Signals};
+use crate::discover::Reload;
+use crate::discover::assemble::assemble;
 use crate::discover::docker::Engine;
-use crate::identity::{IdentityStore, Slot};
-use crate::scan;
+use crate::identity::{Identity, IdentityStore, Slot};
+use crate::room::Room;
+use crate::state::{Lock, Session};
+use crate::{app, clock as clocks, link, scan};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +37,12 @@ pub async fn run(config: &Config, json: bool) -> (String, bool) {
     let mut checks = vec![user(), state_dir(config), host_root(config)];
     checks.push(processes());
     checks.push(docker(config).await);
+    checks.push(signals(config).await);
+    checks.push(disks(config).await);
     checks.push(identity(config));
-    checks.push(coordinator(config).await);
+    let (coordinator, now) = coordinator(config).await;
+    checks.push(coordinator);
+    checks.push(clock(config, now));
     let good = checks.iter().all(|check| check.verdict != Verdict::Bad);
     let text = if json {
         let list: Vec<_> = checks
@@ -118,6 +126,78 @@ fn processes() -> Check {
     }
 }
 
+/// May it signal? Asked of the kernel, for this process and for every container
+/// that is reloaded so; nothing is sent.
+async fn signals(config: &Config) -> Check {
+    let bad = |message: String| check("signals", Verdict::Bad, message);
+    if config.signals == Signals::Engine {
+        return check("signals", Verdict::Good, "are sent by the Docker Engine (signals = \"engine\")");
+    }
+    if let Err(error) = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()) {
+        return bad(format!(
+            "the kernel gives no pidfd ({error}): Linux 5.3 is needed, and no seccomp filter against it"
+        ));
+    }
+    let Ok(containers) = Engine::new(&config.docker).containers().await else {
+        return check("signals", Verdict::Warning, "not tried: the Docker Engine does not answer");
+    };
+    let mut tried = 0;
+    for consumer in assemble(containers).installations.values().flat_map(|one| &one.consumers) {
+        if !consumer.running || !matches!(consumer.reload, Reload::Signal(_)) {
+            continue;
+        }
+        let Some(pid) = Pid::from_raw(consumer.pid) else { continue };
+        let container = &consumer.container;
+        if let Err(error) = pidfd_open(pid, PidfdFlags::empty()) {
+            return bad(format!(
+                "process {} of container {container} is not seen ({error}): run with the host's PID namespace (pid: host)",
+                consumer.pid
+            ));
+        }
+        if let Err(error) = test_kill_process(pid) {
+            return bad(format!(
+                "process {} of container {container} may not be signalled ({error}): the agent needs CAP_KILL",
+                consumer.pid
+            ));
+        }
+        tried += 1;
+    }
+    let told =
+        format!("may be sent; tried on {tried} running consumers that are reloaded so, nothing was sent");
+    check("signals", Verdict::Good, told)
+}
+
+/// Room where the agent writes: its own directory, and those of the certificates.
+async fn disks(config: &Config) -> Check {
+    let mut places = vec![config.state_dir.clone()];
+    if let Ok(containers) = Engine::new(&config.docker).containers().await {
+        let host = assemble(containers);
+        let mounts = host.installations.values().map(|one| &one.place.mount);
+        places.extend(mounts.map(|mount| config.on_host(std::path::Path::new(mount))));
+    }
+    places.sort();
+    places.dedup();
+    let mut worst = None;
+    for place in &places {
+        // What is not there yet is somebody else's check.
+        let Ok(room) = Room::at(place) else { continue };
+        if let Some(problem) = room.problem() {
+            let verdict = if room.read_only || room.free == 0 { Verdict::Bad } else { Verdict::Warning };
+            if worst.as_ref().is_none_or(|(known, _)| *known != Verdict::Bad) {
+                worst = Some((verdict, format!("{}: {problem}", place.display())));
+            }
+        }
+    }
+    match worst {
+        Some((verdict, message)) => check("disks", verdict, message),
+        None => check(
+            "disks",
+            Verdict::Good,
+            format!("room in the state directory and {} others", places.len() - 1),
+        ),
+    }
+}
+
 async fn docker(config: &Config) -> Check {
     let engine = Engine::new(&config.docker);
     let version = match engine.version().await {
@@ -149,38 +229,52 @@ fn identity(config: &Config) -> Check {
     }
 }
 
-async fn coordinator(config: &Config) -> Check {
+/// Does one answer? Its clock too, unless an agent runs here: a second session
+/// of this host would end that one's.
+async fn coordinator(config: &Config) -> (Check, Option<i64>) {
     let store = IdentityStore::new(&config.state_dir);
     let Ok(Some(identity)) = store.load(Slot::Current) else {
-        return check("coordinator", Verdict::Warning, "not asked: this host is not enrolled");
+        return (check("coordinator", Verdict::Warning, "not asked: this host is not enrolled"), None);
     };
-    if identity.not_before > app::now() {
-        return check(
-            "coordinator",
-            Verdict::Bad,
-            "not asked: by this host's clock the identity is not valid yet; set the clock",
-        );
-    }
+    let idle = Lock::take(&config.state_dir);
     let mut last = "the identity names no coordinator".to_owned();
     for address in &identity.coordinators {
-        let tls = identity.credentials().map_err(|error| crate::chain_of(&error).to_string());
-        let tls = tls.and_then(|credentials| {
-            channel::client_config(Trust::Anchor(identity.ca.clone()), Some(credentials))
-                .map_err(|error| crate::chain_of(&error).to_string())
-        });
-        let connected = match tls {
-            Ok(tls) => channel::connect(address, tls)
-                .await
-                .map(drop)
-                .map_err(|error| crate::chain_of(&error).to_string()),
-            Err(error) => Err(error),
-        };
-        match connected {
-            Ok(()) => return check("coordinator", Verdict::Good, format!("{address} answers")),
+        match ask(config, &identity, address, idle.is_ok()).await {
+            Ok(now) => return (check("coordinator", Verdict::Good, format!("{address} answers")), now),
             Err(error) => last = error,
         }
     }
-    check("coordinator", Verdict::Bad, last)
+    (check("coordinator", Verdict::Bad, last), None)
+}
+
+async fn ask(config: &Config, identity: &Identity, address: &str, idle: bool) -> Result<Option<i64>, String> {
+    let credentials = identity.credentials().map_err(|error| crate::chain_of(&error).to_string())?;
+    let tls = channel::client_config(Trust::Anchor(identity.ca.clone()), Some(credentials))
+        .map_err(|error| crate::chain_of(&error).to_string())?;
+    let channel =
+        channel::connect(address, tls).await.map_err(|error| crate::chain_of(&error).to_string())?;
+    if !idle {
+        return Ok(None);
+    }
+    let session = Session::open(&config.state_dir).map_err(|error| crate::chain_of(&error).to_string())?;
+    link::time_of(channel, address, &session)
+        .await
+        .map(Some)
+        .map_err(|error| crate::chain_of(&error).to_string())
+}
+
+/// Measured now, or as the running agent has measured it.
+fn clock(config: &Config, now: Option<i64>) -> Check {
+    let measured = now.map(|now| app::now() - now);
+    let known = || Session::open(&config.state_dir).ok().and_then(|session| session.skew());
+    match measured.or_else(known) {
+        None => check("clock", Verdict::Warning, "not compared: no coordinator was heard yet"),
+        Some(skew) if clocks::is_wrong(skew) => check("clock", Verdict::Bad, clocks::told(skew)),
+        Some(skew) => {
+            let when = if measured.is_some() { "now" } else { "at the start of the last session" };
+            check("clock", Verdict::Good, format!("{skew} s ahead of the coordinator's {when}"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -208,6 +302,9 @@ mod tests {
         };
         assert_eq!(result("state")["result"], "bad");
         assert_eq!(result("docker")["result"], "bad");
+        assert_eq!(result("signals")["result"], "warning");
+        assert_eq!(result("disks")["result"], "ok");
+        assert_eq!(result("clock")["result"], "warning");
         let identity = result("identity");
         assert_eq!(identity["result"], "bad");
         assert!(identity["message"].as_str().unwrap().contains("enrol"));

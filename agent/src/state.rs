@@ -54,13 +54,19 @@ impl StateError {
     }
 }
 
-/// Makes a directory that only its owner may enter.
+/// Makes a directory that only its owner may enter, durably.
 pub fn make_dir(path: &Path) -> Result<(), StateError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(StateError::io("create directory", path))
+        .map_err(StateError::io("create directory", path))?;
+    // A relative path has no parent to speak of: the process's own directory.
+    let parents = missing.into_iter().filter_map(Path::parent);
+    parents
+        .map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+        .try_for_each(sync)
 }
 
 /// Replaces `directory/name` by `bytes`, atomically and durably.
@@ -115,6 +121,13 @@ pub fn remove(directory: &Path, name: &str) -> Result<(), StateError> {
     }
 }
 
+/// Gives a file of the directory another name, durably; replaces what has it.
+pub fn rename(directory: &Path, from: &str, to: &str) -> Result<(), StateError> {
+    let to = directory.join(to);
+    std::fs::rename(directory.join(from), &to).map_err(StateError::io("replace", &to))?;
+    sync(directory)
+}
+
 fn sync(directory: &Path) -> Result<(), StateError> {
     File::open(directory)
         .and_then(|directory| directory.sync_all())
@@ -166,6 +179,8 @@ struct Remembered {
     /// Seconds by which this host was ahead.
     #[prost(sint64, optional, tag = "5")]
     skew: Option<i64>,
+    #[prost(string, tag = "6")]
+    fleet: String,
 }
 
 /// What the last session said; good until the next one.
@@ -195,6 +210,12 @@ impl Session {
         self.held().epoch
     }
 
+    /// Highest epoch seen of this fleet: each counts for itself.
+    pub fn epoch_of(&self, fleet: &str) -> u64 {
+        let held = self.held();
+        if held.fleet == fleet { held.epoch } else { 0 }
+    }
+
     /// Roots that new chains must build to.
     pub fn anchors(&self) -> Vec<CertificateDer<'static>> {
         self.held().anchors.iter().map(|der| CertificateDer::from(der.clone())).collect()
@@ -213,11 +234,13 @@ impl Session {
     /// Takes over what a Welcome says; the caller has checked the epoch.
     pub fn welcome(
         &self,
+        fleet: &str,
         epoch: u64,
         anchors: Vec<Vec<u8>>,
         bundles: Vec<TrustBundle>,
     ) -> Result<(), StateError> {
         self.change(|remembered| {
+            remembered.fleet = fleet.to_owned();
             remembered.epoch = epoch;
             remembered.anchors = anchors;
             remembered.bundles = bundles;
@@ -270,12 +293,13 @@ mod tests {
     fn a_session_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let session = Session::open(dir.path()).unwrap();
-        session.welcome(7, vec![vec![1]], Vec::new()).unwrap();
+        session.welcome("f", 7, vec![vec![1]], Vec::new()).unwrap();
         session.sent(&[9]).unwrap();
         session.measured(-400).unwrap();
         session.measured(-395).unwrap();
         let again = Session::open(dir.path()).unwrap();
         assert_eq!((again.epoch(), again.digest(), again.skew()), (7, vec![9], Some(-400)));
+        assert_eq!((again.epoch_of("f"), again.epoch_of("another")), (7, 0));
         let mode = std::fs::metadata(dir.path().join(SESSION)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -1,5 +1,5 @@
-//! The agent dies with SIGKILL at every fail point of a renewal, on real containers. No disk
-//! ever holds a mismatched pair, no client is refused, and the next start finishes the work.
+//! The agent dies with SIGKILL at every fail point of a renewal, of a roll-back and of its
+//! identity's renewal, on real containers. No disk ever holds a mismatched pair, no client is refused, and the next start finishes the work.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use reseal_tests::{probe, proof};
 const LONG: Duration = Duration::from_secs(90);
 
 /// In the order in which a renewal passes them.
-const POINTS: [&str; 9] = [
+const POINTS: [&str; 10] = [
     "agent.before_csr",
     "agent.after_key_written",
     "agent.before_switch",
@@ -23,6 +23,7 @@ const POINTS: [&str; 9] = [
     "agent.after_reload",
     "agent.before_verify",
     "agent.after_verify",
+    "agent.after_result",
     "agent.before_report",
 ];
 

@@ -12,6 +12,7 @@
 //! - [`product`]: the coordinator, the agents and the command line, run as users run them.
 //! - [`world`]: all of it together, up to the moment when every certificate is issued.
 //! - [`wire`]: agents that are nothing but a client, so that they can misbehave; the simulator uses them too.
+//! - [`wrong_clock`]: a clock that is off, and is set while a program runs.
 //! - [`capture`]: traffic, captured and decrypted.
 //! - [`proof`]: what must hold after a rotation, and after a crash.
 //! - [`demo`]: what `deploy/demo` shows.
@@ -36,3 +37,4 @@ pub mod proof;
 pub mod services;
 pub mod wire;
 pub mod world;
+pub mod wrong_clock;

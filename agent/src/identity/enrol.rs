@@ -16,7 +16,7 @@ use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{CURRENT, ENROLLING, Identity, IdentityError, IdentityStore, NEXT, Slot, TIMEOUT};
+use super::{CURRENT, ENROLLING, Identity, IdentityError, IdentityStore, LAST_MOMENTS, NEXT, Slot, TIMEOUT};
 use crate::key::{KeyType, PrivateKey};
 use crate::pem;
 use crate::state;
@@ -62,7 +62,7 @@ impl IdentityStore {
         if identity.fleet != token.fleet || identity.host != token.host {
             return Err(IdentityError::Reply("it names another host than the token"));
         }
-        self.save(Slot::Current, &identity)?;
+        self.save(Slot::Current, &identity, false)?;
         for name in [NEXT, ENROLLING] {
             state::remove(&self.state_dir, name).map_err(IdentityError::State)?;
         }
@@ -88,12 +88,18 @@ impl IdentityStore {
         Ok(key)
     }
 
-    /// Exchanges the current identity for the next one over a session's channel.
+    /// Exchanges the current identity for the next one over a session's channel;
+    /// `now` is the coordinator's time.
     pub async fn renew(
         &self,
         channel: tonic::transport::Channel,
         current: &Identity,
+        now: i64,
     ) -> Result<(), IdentityError> {
+        let last_moments = current.not_after - now < LAST_MOMENTS;
+        if !last_moments {
+            self.writable()?;
+        }
         let key = PrivateKey::generate(KeyType::EcdsaP256).map_err(IdentityError::Key)?;
         let csr = key.request(&[], Usage::Unspecified).map_err(IdentityError::Key)?;
         let mut request = traced(RenewRequest { csr });
@@ -107,7 +113,7 @@ impl IdentityStore {
         if identity.fleet != current.fleet || identity.host != current.host {
             return Err(IdentityError::Reply("it names another host"));
         }
-        self.save(Slot::Next, &identity)
+        self.save(Slot::Next, &identity, last_moments)
     }
 }
 

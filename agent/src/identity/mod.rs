@@ -4,13 +4,17 @@
 //! coordinators' addresses. A renewed identity is `identity.next.json` until
 //! the coordinator has welcomed it; only then it takes the place of the old
 //! one, because the answer that brought it may have been lost on the other
-//! side. The enrolment key is on disk before it is used: the token is bound to
+//! side. Where the disk takes nothing, a renewed identity lives in memory, but
+//! only when the one on disk has next to no life left: a restart would fall
+//! back to that one. The enrolment key is on disk before it is used: the token is bound to
 //! it and only the same key may try again. The join token is never stored and
 //! never logged.
 
 mod enrol;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reseal_proto::channel::{ChannelError, Credentials};
@@ -18,6 +22,7 @@ use reseal_proto::facts::{self, sha256};
 use reseal_proto::token::TokenError;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+use tracing::error;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::key::{KeyError, KeyType, PrivateKey};
@@ -27,7 +32,13 @@ use crate::state::{self, StateError};
 const CURRENT: &str = "identity.json";
 const NEXT: &str = "identity.next.json";
 const ENROLLING: &str = "enrolling.json";
+/// Where it is tried whether the disk takes an identity.
+const PROBE: &str = "identity.probe";
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Room that an identity needs, bytes.
+const SIZE: usize = 8 * 1024;
+/// An identity that cannot be written is used from memory when the one on disk lives no longer; seconds.
+const LAST_MOMENTS: i64 = 2 * 3600;
 
 /// This host has no usable identity, or got no new one.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +125,7 @@ pub struct Identity {
 }
 
 /// Which of the two files an identity came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Slot {
     /// In use.
     Current,
@@ -182,24 +193,36 @@ impl Identity {
 }
 
 /// The identity on disk.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct IdentityStore {
     state_dir: PathBuf,
+    /// What the disk has not taken yet, as it would be written.
+    unwritten: Arc<Mutex<BTreeMap<Slot, Zeroizing<Vec<u8>>>>>,
+}
+
+impl std::fmt::Debug for IdentityStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "IdentityStore({})", self.state_dir.display())
+    }
 }
 
 impl IdentityStore {
     /// In this state directory.
     pub fn new(state_dir: &Path) -> Self {
-        Self { state_dir: state_dir.to_owned() }
+        Self { state_dir: state_dir.to_owned(), unwritten: Arc::default() }
     }
 
     /// One of the two; `None` when it is not there.
     pub fn load(&self, slot: Slot) -> Result<Option<Identity>, IdentityError> {
         let path = self.state_dir.join(name(slot));
-        let Some(bytes) = state::read(&path).map_err(IdentityError::State)? else {
-            return Ok(None);
+        let unwritten = self.unwritten().get(&slot).cloned();
+        let bytes = match unwritten {
+            Some(bytes) => bytes,
+            None => match state::read(&path).map_err(IdentityError::State)? {
+                Some(bytes) => Zeroizing::new(bytes),
+                None => return Ok(None),
+            },
         };
-        let bytes = Zeroizing::new(bytes);
         let stored: Stored =
             serde_json::from_slice(&bytes).map_err(|_| IdentityError::Damaged { path: path.clone() })?;
         Identity::read(&stored).map(Some).map_err(|_| IdentityError::Damaged { path })
@@ -223,12 +246,33 @@ impl IdentityStore {
 
     /// The next identity was welcomed: it is the current one from here on.
     pub fn promote(&self) -> Result<(), IdentityError> {
-        let (from, to) = (self.state_dir.join(NEXT), self.state_dir.join(CURRENT));
-        std::fs::rename(&from, &to)
-            .map_err(|source| IdentityError::State(StateError::io("replace", &to)(source)))
+        let next = self.unwritten().remove(&Slot::Next);
+        if let Some(next) = next {
+            self.unwritten().insert(Slot::Current, next);
+            self.write_again();
+            return Ok(());
+        }
+        state::rename(&self.state_dir, NEXT, CURRENT).map_err(IdentityError::State)?;
+        // What was only in memory is older than this.
+        self.unwritten().remove(&Slot::Current);
+        Ok(())
     }
 
-    fn save(&self, slot: Slot, identity: &Identity) -> Result<(), IdentityError> {
+    /// Can an identity be stored? Tried before one is asked for: each that is
+    /// made and thrown away is the coordinator's work in vain.
+    fn writable(&self) -> Result<(), IdentityError> {
+        let tried = state::write(&self.state_dir, PROBE, &[0; SIZE]);
+        let _ = state::remove(&self.state_dir, PROBE);
+        tried.map_err(IdentityError::State)
+    }
+
+    /// Writes what the disk did not take before; fine when it still does not.
+    pub fn write_again(&self) {
+        self.unwritten().retain(|slot, bytes| state::write(&self.state_dir, name(*slot), bytes).is_err());
+    }
+
+    /// Where the disk refuses it, it is held in memory if `or_hold`.
+    fn save(&self, slot: Slot, identity: &Identity, or_hold: bool) -> Result<(), IdentityError> {
         let pkcs8 = identity.key.to_pkcs8().map_err(IdentityError::Key)?;
         let stored = Stored {
             fleet: identity.fleet.clone(),
@@ -238,13 +282,32 @@ impl IdentityStore {
             certificate: pem::certificates(identity.chain.iter().map(AsRef::as_ref)),
             key: pem::private_key(&pkcs8).to_string(),
         };
-        self.save_json(name(slot), &stored)
+        let bytes = json(&stored);
+        match state::write(&self.state_dir, name(slot), &bytes) {
+            Ok(()) => {
+                self.unwritten().remove(&slot);
+                Ok(())
+            }
+            Err(error) if or_hold => {
+                error!(error = %crate::chain_of(&error), "the renewed identity is in memory only: after a restart this host would have to be invited again");
+                self.unwritten().insert(slot, bytes);
+                Ok(())
+            }
+            Err(error) => Err(IdentityError::State(error)),
+        }
     }
 
     fn save_json(&self, name: &str, value: &impl Serialize) -> Result<(), IdentityError> {
-        let bytes = Zeroizing::new(serde_json::to_vec_pretty(value).expect("strings are always valid JSON"));
-        state::write(&self.state_dir, name, &bytes).map_err(IdentityError::State)
+        state::write(&self.state_dir, name, &json(value)).map_err(IdentityError::State)
     }
+
+    fn unwritten(&self) -> std::sync::MutexGuard<'_, BTreeMap<Slot, Zeroizing<Vec<u8>>>> {
+        self.unwritten.lock().expect("no panic while held")
+    }
+}
+
+fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(serde_json::to_vec_pretty(value).expect("strings are always valid JSON"))
 }
 
 fn name(slot: Slot) -> &'static str {

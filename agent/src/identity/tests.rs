@@ -37,7 +37,7 @@ pub(crate) fn enrolled(state_dir: &Path) -> IdentityStore {
     let mine = key();
     let reply = Control::new().reply(&mine, "spiffe://f/host/h1");
     let identity = accept(reply, mine, vec!["127.0.0.1:1".to_owned()], |_| true).unwrap();
-    store.save(Slot::Current, &identity).unwrap();
+    store.save(Slot::Current, &identity, false).unwrap();
     store
 }
 
@@ -84,7 +84,7 @@ fn comes_back_from_disk_and_is_for_the_owner_only() {
     let identity =
         accept(control.reply(&mine, "spiffe://f/host/h1"), again(&mine), coordinators.clone(), |_| true)
             .unwrap();
-    store.save(Slot::Current, &identity).unwrap();
+    store.save(Slot::Current, &identity, false).unwrap();
     let loaded = store.load(Slot::Current).unwrap().unwrap();
     assert_eq!(loaded.coordinators, coordinators);
     assert_eq!(loaded.key.spki_sha256(), mine.spki_sha256());
@@ -92,13 +92,46 @@ fn comes_back_from_disk_and_is_for_the_owner_only() {
     let mode = std::fs::metadata(dir.path().join(CURRENT)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
-    store.save(Slot::Next, &identity).unwrap();
+    store.save(Slot::Next, &identity, false).unwrap();
     store.promote().unwrap();
     assert!(store.load(Slot::Next).unwrap().is_none());
     assert!(store.load(Slot::Current).unwrap().is_some());
 
     std::fs::write(dir.path().join(CURRENT), "{}").unwrap();
     assert!(matches!(store.load(Slot::Current), Err(IdentityError::Damaged { .. })));
+}
+
+#[test]
+fn what_the_disk_does_not_take_lives_in_memory_until_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let control = Control::new();
+    let identity = |key: &PrivateKey| {
+        accept(control.reply(key, "spiffe://f/host/h1"), again(key), Vec::new(), |_| true).unwrap()
+    };
+    let (old, new) = (key(), key());
+    std::fs::create_dir(&state).unwrap();
+    let store = IdentityStore::new(&state);
+    store.save(Slot::Current, &identity(&old), false).unwrap();
+    // Gone from under the agent: every write fails, for root too.
+    let away = dir.path().join("away");
+    std::fs::rename(&state, &away).unwrap();
+    assert!(store.writable().is_err());
+    assert!(store.save(Slot::Next, &identity(&new), false).is_err());
+    assert!(store.load(Slot::Next).unwrap().is_none(), "not used: a restart would lock the host out");
+    store.save(Slot::Next, &identity(&new), true).unwrap();
+    let clone = store.clone();
+    assert_eq!(clone.load(Slot::Next).unwrap().unwrap().key.spki_sha256(), new.spki_sha256());
+    clone.promote().unwrap();
+    assert!(store.load(Slot::Next).unwrap().is_none());
+    assert_eq!(store.load(Slot::Current).unwrap().unwrap().key.spki_sha256(), new.spki_sha256());
+    std::fs::rename(&away, &state).unwrap();
+    let of_disk = || IdentityStore::new(&state).load(Slot::Current).unwrap().unwrap().key.spki_sha256();
+    assert_eq!(of_disk(), old.spki_sha256());
+    store.write_again();
+    assert_eq!(of_disk(), new.spki_sha256());
+    assert!(store.writable().is_ok() && !state.join(PROBE).exists());
+    assert_eq!(format!("{store:?}"), format!("IdentityStore({})", state.display()));
 }
 
 #[test]
@@ -110,7 +143,7 @@ fn an_expired_identity_names_the_way_back() {
     let mine = key();
     let reply = control.reply(&mine, "spiffe://f/host/h1");
     let identity = accept(reply, mine, Vec::new(), |_| true).unwrap();
-    store.save(Slot::Current, &identity).unwrap();
+    store.save(Slot::Current, &identity, false).unwrap();
     assert!(store.usable(identity.not_after - 1).is_ok());
     let error = store.usable(identity.not_after).unwrap_err().to_string();
     assert!(error.contains("reseal host invite h1"), "{error}");

@@ -6,6 +6,9 @@ use crate::chain::tests::{Authority, Leaf, wanted};
 use crate::key::{KeyType, PrivateKey};
 use proptest::prelude::*;
 
+#[path = "power_tests.rs"]
+mod power;
+
 struct Bench {
     mount: tempfile::TempDir,
     config: Config,
@@ -15,7 +18,10 @@ struct Bench {
 
 impl Bench {
     fn new(layout: Layout) -> Self {
-        let mount = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), layout)
+    }
+
+    fn at(mount: tempfile::TempDir, layout: Layout) -> Self {
         let mut wanted = wanted(&["a.test"]);
         wanted.layout = layout;
         let place = Place {

@@ -7,6 +7,7 @@
 //! [`crate::outbox`], and work that needs no coordinator goes on. It never
 //! decides what is done with an order; it refuses those of an older epoch.
 
+mod hello;
 pub mod orders;
 mod session;
 
@@ -28,6 +29,8 @@ use crate::inventory::Report;
 use crate::outbox::Outbox;
 use crate::state::Session;
 use orders::Orders;
+
+pub use hello::time_of;
 
 /// The protocol of this program.
 pub const PROTOCOL: u32 = 1;

@@ -8,21 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use reseal_proto::channel::{self, Trust};
-use reseal_proto::v1::agent_client::AgentClient;
-use reseal_proto::v1::{
-    BatchResult, CoordinatorMessage, Hello, Order, Welcome, agent_message, coordinator_message,
-};
-use tokio::sync::mpsc;
+use reseal_proto::v1::{BatchResult, CoordinatorMessage, Order, Welcome, agent_message, coordinator_message};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
+use super::hello::{Opened, failed, open};
 use super::orders::{MOST_WAITING, Offered};
-use super::{
-    Handle, INVENTORY_SETTLE, LOOK, Link, LinkError, MAX_FRAME, OUTBOUND, PROTOCOL, RENEW_RETRY,
-    WELCOME_TIMEOUT, message,
-};
+use super::{Handle, INVENTORY_SETTLE, LOOK, Link, LinkError, PROTOCOL, RENEW_RETRY};
 use crate::app;
 use crate::discover::finding;
 use crate::evidence;
@@ -44,31 +37,10 @@ impl Link {
         let tls = channel::client_config(Trust::Anchor(identity.ca.clone()), Some(credentials))
             .map_err(LinkError::Channel)?;
         let channel = channel::connect(address, tls).await.map_err(LinkError::Channel)?;
-        let (sender, receiver) = mpsc::channel(OUTBOUND);
-        let hello = Hello {
-            protocol: PROTOCOL,
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            inventory_digest: self.shared.session.digest(),
-            epoch: self.shared.session.epoch(),
-            now: app::now(),
-        };
+        let Opened { sender, mut stream, first } =
+            open(channel.clone(), address, &self.shared.session).await?;
         let closed = || LinkError::Closed(address.to_owned());
-        let failed = |status: tonic::Status| LinkError::Status {
-            address: address.to_owned(),
-            status: Box::new(status),
-        };
-        sender.send(message(agent_message::Body::Hello(hello))).await.map_err(|_| closed())?;
-        let mut stream = AgentClient::new(channel.clone())
-            .max_decoding_message_size(MAX_FRAME)
-            .session(ReceiverStream::new(receiver))
-            .await
-            .map_err(failed)?
-            .into_inner();
-        let first = tokio::time::timeout(WELCOME_TIMEOUT, stream.message())
-            .await
-            .map_err(|_| LinkError::NoWelcome(address.to_owned()))?
-            .map_err(failed)?
-            .ok_or_else(closed)?;
+        let failed = failed(address);
         self.welcome(address, slot, first)?;
         self.mind_clock().await;
         self.number += 1;
@@ -161,12 +133,16 @@ impl Link {
         identity: &Identity,
         renew_at: i64,
     ) -> Result<(), LinkError> {
+        self.shared.identities.write_again();
         let now = self.shared.clock.now();
         let just_asked = self.renewed.is_some_and(|at| at.elapsed() < RENEW_RETRY);
         if now >= renew_at && !just_asked {
             self.renewed = Some(Instant::now());
-            match self.shared.identities.renew(channel.clone(), identity).await {
-                Ok(()) => return Err(LinkError::Renewed),
+            match self.shared.identities.renew(channel.clone(), identity, now).await {
+                Ok(()) => {
+                    crate::fail_point("agent.after_identity_stored");
+                    return Err(LinkError::Renewed);
+                }
                 Err(error) => {
                     warn!(error = %crate::chain_of(&error), "the identity could not be renewed; it is tried again");
                 }
@@ -185,25 +161,24 @@ impl Link {
         if welcome.protocol != PROTOCOL {
             return Err(LinkError::Protocol { address: address.to_owned(), theirs: welcome.protocol });
         }
-        if welcome.epoch < self.shared.session.epoch() {
-            return Err(LinkError::Epoch {
-                address: address.to_owned(),
-                theirs: welcome.epoch,
-                ours: self.shared.session.epoch(),
-            });
+        let ours = self.shared.session.epoch_of(&welcome.fleet);
+        if welcome.epoch < ours {
+            return Err(LinkError::Epoch { address: address.to_owned(), theirs: welcome.epoch, ours });
         }
-        let Welcome { epoch, anchors, bundles, now, .. } = welcome;
+        let Welcome { fleet, epoch, anchors, bundles, now, .. } = welcome;
         self.shared.clock.measure(now);
         if let Err(error) = self.shared.session.measured(app::now() - now) {
             error!(error = %crate::chain_of(&error), "cannot remember how far the clock is off");
         }
         // A full disk must not keep this host out of an emergency: what cannot
         // be written is known to this process all the same.
-        if let Err(error) = self.shared.session.welcome(epoch, anchors, bundles) {
+        if let Err(error) = self.shared.session.welcome(&fleet, epoch, anchors, bundles) {
             error!(error = %crate::chain_of(&error), "cannot remember the session");
         }
         if slot == Slot::Next {
+            crate::fail_point("agent.before_promote");
             self.shared.identities.promote().map_err(LinkError::Identity)?;
+            crate::fail_point("agent.after_promote");
         }
         self.welcomed.send_modify(|count| *count += 1);
         Ok(())

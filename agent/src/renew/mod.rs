@@ -211,6 +211,7 @@ impl Renewer {
                 return error!(error = %crate::chain_of(&error), "the result cannot be signed; it is kept in the journal");
             }
         };
+        crate::fail_point("agent.after_result");
         // Where it could not be stored the journal stays: after a restart the result is made again.
         let finished = match stored {
             Ok(()) => journal.finish().await,

@@ -60,6 +60,7 @@ impl Target<'_> {
         let entry = self.journal.entry(self.at).await;
         let mut shown = Shown { reloads, ..Shown::default() };
         let previous = entry.previous.clone().unwrap_or_default();
+        crate::fail_point("agent.before_roll_back");
         let switched =
             self.files(move |files| files.restore(&previous)).instrument(self.span("install")).await;
         if let Err(error) = switched {
@@ -70,6 +71,7 @@ impl Target<'_> {
             let after = entry.new.clone();
             return self.done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown).await;
         }
+        crate::fail_point("agent.after_roll_back");
         let mut grade = Grade::FileOnly;
         match self.prove_old(&entry.before, &mut shown).await {
             Ok(()) if !shown.endpoints.is_empty() => grade = Grade::Probe,
