@@ -197,8 +197,17 @@ impl Identity {
 pub struct IdentityStore {
     state_dir: PathBuf,
     /// What the disk has not taken yet, as it would be written.
-    unwritten: Arc<Mutex<BTreeMap<Slot, Zeroizing<Vec<u8>>>>>,
+    unwritten: Arc<Mutex<BTreeMap<Slot, Unwritten>>>,
 }
+
+/// In memory only, and over what file: one that somebody stores meanwhile counts.
+struct Unwritten {
+    bytes: Zeroizing<Vec<u8>>,
+    over: Option<Stamp>,
+}
+
+/// Another one when somebody has stored another file.
+pub type Stamp = (u64, std::time::SystemTime);
 
 impl std::fmt::Debug for IdentityStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -215,7 +224,9 @@ impl IdentityStore {
     /// One of the two; `None` when it is not there.
     pub fn load(&self, slot: Slot) -> Result<Option<Identity>, IdentityError> {
         let path = self.state_dir.join(name(slot));
-        let unwritten = self.unwritten().get(&slot).cloned();
+        let over = self.stamp(slot);
+        let unwritten =
+            self.unwritten().get(&slot).filter(|held| held.over == over).map(|held| held.bytes.clone());
         let bytes = match unwritten {
             Some(bytes) => bytes,
             None => match state::read(&path).map_err(IdentityError::State)? {
@@ -237,10 +248,10 @@ impl IdentityStore {
         Ok(current)
     }
 
-    /// Another one when somebody has stored another identity.
-    pub fn stamp(&self) -> Option<(u64, std::time::SystemTime)> {
+    /// Of the file as it is now.
+    pub fn stamp(&self, slot: Slot) -> Option<Stamp> {
         use std::os::unix::fs::MetadataExt as _;
-        let metadata = std::fs::metadata(self.state_dir.join(CURRENT)).ok()?;
+        let metadata = std::fs::metadata(self.state_dir.join(name(slot))).ok()?;
         Some((metadata.ino(), metadata.modified().ok()?))
     }
 
@@ -248,7 +259,7 @@ impl IdentityStore {
     pub fn promote(&self) -> Result<(), IdentityError> {
         let next = self.unwritten().remove(&Slot::Next);
         if let Some(next) = next {
-            self.unwritten().insert(Slot::Current, next);
+            self.hold(Slot::Current, next.bytes);
             self.write_again();
             return Ok(());
         }
@@ -268,7 +279,14 @@ impl IdentityStore {
 
     /// Writes what the disk did not take before; fine when it still does not.
     pub fn write_again(&self) {
-        self.unwritten().retain(|slot, bytes| state::write(&self.state_dir, name(*slot), bytes).is_err());
+        self.unwritten().retain(|slot, held| {
+            held.over == self.stamp(*slot) && state::write(&self.state_dir, name(*slot), &held.bytes).is_err()
+        });
+    }
+
+    fn hold(&self, slot: Slot, bytes: Zeroizing<Vec<u8>>) {
+        let over = self.stamp(slot);
+        self.unwritten().insert(slot, Unwritten { bytes, over });
     }
 
     /// Where the disk refuses it, it is held in memory if `or_hold`.
@@ -290,7 +308,7 @@ impl IdentityStore {
             }
             Err(error) if or_hold => {
                 error!(error = %crate::chain_of(&error), "the renewed identity is in memory only: after a restart this host would have to be invited again");
-                self.unwritten().insert(slot, bytes);
+                self.hold(slot, bytes);
                 Ok(())
             }
             Err(error) => Err(IdentityError::State(error)),
@@ -301,7 +319,7 @@ impl IdentityStore {
         state::write(&self.state_dir, name, &json(value)).map_err(IdentityError::State)
     }
 
-    fn unwritten(&self) -> std::sync::MutexGuard<'_, BTreeMap<Slot, Zeroizing<Vec<u8>>>> {
+    fn unwritten(&self) -> std::sync::MutexGuard<'_, BTreeMap<Slot, Unwritten>> {
         self.unwritten.lock().expect("no panic while held")
     }
 }

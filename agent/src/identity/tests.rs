@@ -104,18 +104,17 @@ fn comes_back_from_disk_and_is_for_the_owner_only() {
 #[test]
 fn what_the_disk_does_not_take_lives_in_memory_until_it_does() {
     let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().join("state");
+    let state = dir.path();
     let control = Control::new();
     let identity = |key: &PrivateKey| {
         accept(control.reply(key, "spiffe://f/host/h1"), again(key), Vec::new(), |_| true).unwrap()
     };
     let (old, new) = (key(), key());
-    std::fs::create_dir(&state).unwrap();
-    let store = IdentityStore::new(&state);
+    let store = IdentityStore::new(state);
     store.save(Slot::Current, &identity(&old), false).unwrap();
-    // Gone from under the agent: every write fails, for root too.
-    let away = dir.path().join("away");
-    std::fs::rename(&state, &away).unwrap();
+    // Where a temporary file would go lies something else: every write fails, for root too.
+    let block = || [CURRENT, NEXT, PROBE].map(|name| state.join(format!(".{name}.new")));
+    block().iter().for_each(|path| std::fs::create_dir(path).unwrap());
     assert!(store.writable().is_err());
     assert!(store.save(Slot::Next, &identity(&new), false).is_err());
     assert!(store.load(Slot::Next).unwrap().is_none(), "not used: a restart would lock the host out");
@@ -125,11 +124,22 @@ fn what_the_disk_does_not_take_lives_in_memory_until_it_does() {
     clone.promote().unwrap();
     assert!(store.load(Slot::Next).unwrap().is_none());
     assert_eq!(store.load(Slot::Current).unwrap().unwrap().key.spki_sha256(), new.spki_sha256());
-    std::fs::rename(&away, &state).unwrap();
-    let of_disk = || IdentityStore::new(&state).load(Slot::Current).unwrap().unwrap().key.spki_sha256();
+    let of_disk = || IdentityStore::new(state).load(Slot::Current).unwrap().unwrap().key.spki_sha256();
     assert_eq!(of_disk(), old.spki_sha256());
     store.write_again();
+    assert_eq!(store.load(Slot::Current).unwrap().unwrap().key.spki_sha256(), new.spki_sha256());
+    block().iter().for_each(|path| std::fs::remove_dir(path).unwrap());
+    store.write_again();
     assert_eq!(of_disk(), new.spki_sha256());
+    // What somebody stores meanwhile counts: the host was invited again.
+    block().iter().for_each(|path| std::fs::create_dir(path).unwrap());
+    store.save(Slot::Current, &identity(&new), true).unwrap();
+    block().iter().for_each(|path| std::fs::remove_dir(path).unwrap());
+    let invited = key();
+    IdentityStore::new(state).save(Slot::Current, &identity(&invited), false).unwrap();
+    assert_eq!(store.load(Slot::Current).unwrap().unwrap().key.spki_sha256(), invited.spki_sha256());
+    store.write_again();
+    assert_eq!(of_disk(), invited.spki_sha256());
     assert!(store.writable().is_ok() && !state.join(PROBE).exists());
     assert_eq!(format!("{store:?}"), format!("IdentityStore({})", state.display()));
 }

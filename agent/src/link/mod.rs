@@ -252,9 +252,9 @@ impl Link {
 
     /// A host that was invited again meanwhile does not wait for the end of it.
     async fn pause(&self, pause: Duration) {
-        let before = self.shared.identities.stamp();
+        let before = self.shared.identities.stamp(Slot::Current);
         let end = Instant::now() + pause;
-        while Instant::now() < end && self.shared.identities.stamp() == before {
+        while Instant::now() < end && self.shared.identities.stamp(Slot::Current) == before {
             tokio::time::sleep_until(end.min(Instant::now() + GLANCE)).await;
         }
     }
