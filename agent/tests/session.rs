@@ -13,6 +13,7 @@ use reseal_proto::v1::{
     TargetProof, TargetState, agent_message::Body, coordinator_message,
 };
 use support::World;
+use support::coordinator::Coordinator;
 use support::engine::Meanwhile;
 
 async fn csrs(world: &mut World) -> CsrBatch {
@@ -161,7 +162,7 @@ async fn refused_unknown_and_oversized_orders_end_as_failed() {
 #[tokio::test]
 async fn a_certificate_for_another_key_or_root_is_not_installed() {
     let (mut world, id, first) = running().await;
-    let stranger = support::coordinator::Coordinator::start().await;
+    let stranger = Coordinator::start().await;
     world.coordinator.order("r1.0", "r1", &[&id]).await;
     let asked = csrs(&mut world).await;
     let foreign = stranger.chains(&asked);
@@ -306,6 +307,10 @@ async fn enrolment_retries_with_the_same_key_and_refuses_strangers() {
     let other = World::new().await;
     let wrong = other.identities.enrol(&other.coordinator.token("h2"), app::now()).await;
     assert!(matches!(wrong, Err(IdentityError::Reply(_))), "{wrong:?}");
+    // Nor to one whose certificate has expired, whatever the pin says.
+    let expired = World::with(Coordinator::with_expired_certificate().await).await;
+    let refused = expired.identities.enrol(&expired.coordinator.token("h1"), app::now()).await;
+    assert!(matches!(refused, Err(IdentityError::Connect { .. })), "{refused:?}");
     // A coordinator with another CA than the token pins is not spoken to.
     let stranger = World::new().await;
     let mut pinned = reseal_proto::token::decode(&other.coordinator.token("h1")).unwrap();

@@ -3,6 +3,11 @@
 //! There is no trust on first use: before an agent has the control-plane CA it
 //! has its pin, from the join token, and accepts a chain only if that very
 //! certificate ends it.
+//!
+//! The coordinator's certificate is short-lived and young after each of its
+//! starts, and a host's clock may be slow: a certificate that is *not yet* good
+//! by this host's clock is judged at its own beginning. One that has expired is
+//! refused, because its key may have been somebody's for long.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +26,7 @@ use crate::facts::sha256;
 use crate::identity::COORDINATOR_DNS_NAME;
 
 /// How the coordinator is recognised.
+#[derive(Debug)]
 pub enum Trust {
     /// By the control-plane CA certificate.
     Anchor(CertificateDer<'static>),
@@ -73,22 +79,11 @@ pub fn client_config(
     credentials: Option<Credentials>,
 ) -> Result<Arc<ClientConfig>, ChannelError> {
     let builder = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]);
-    let builder = match trust {
-        Trust::Anchor(anchor) => {
-            let mut roots = RootCertStore::empty();
-            roots.add(anchor).map_err(ChannelError::Tls)?;
-            builder.with_root_certificates(roots)
-        }
-        Trust::Pin(pin) => {
-            let verifier = PinnedRoot {
-                pin,
-                provider: CryptoProvider::get_default()
-                    .cloned()
-                    .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())),
-            };
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-        }
-    };
+    let provider = CryptoProvider::get_default()
+        .cloned()
+        .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let verifier = Arc::new(Verifier { trust, provider });
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match credentials {
         Some(Credentials { chain, key }) => {
             builder.with_client_auth_cert(chain, key).map_err(ChannelError::Tls)?
@@ -143,14 +138,14 @@ pub async fn connect_from(
         .map_err(|source| ChannelError::Connect { address: address.to_owned(), source })
 }
 
-/// Accepts the chain that ends in the one certificate with this fingerprint.
+/// Accepts a chain that ends in the anchor, or in the one certificate with the pin.
 #[derive(Debug)]
-struct PinnedRoot {
-    pin: [u8; 32],
+struct Verifier {
+    trust: Trust,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for PinnedRoot {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -159,16 +154,29 @@ impl ServerCertVerifier for PinnedRoot {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let root = intermediates
-            .iter()
-            .find(|certificate| sha256(certificate) == self.pin)
-            .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        let root = match &self.trust {
+            Trust::Anchor(anchor) => anchor.clone(),
+            Trust::Pin(pin) => intermediates
+                .iter()
+                .find(|certificate| sha256(certificate) == *pin)
+                .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?
+                .clone()
+                .into_owned(),
+        };
         let mut roots = RootCertStore::empty();
-        roots.add(root.clone().into_owned())?;
+        roots.add(root)?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
-        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        let at =
+            |time| verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, time);
+        match at(now) {
+            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+                not_before,
+                ..
+            })) => at(not_before),
+            judged => judged,
+        }
     }
 
     fn verify_tls12_signature(

@@ -208,7 +208,7 @@ fn found(world: &World, id: &str, says: Option<&str>) -> Result<()> {
 /// Puts a directory and what is in it on a disk of its own. It is taken away with the fleet.
 fn onto_small_disk(directory: &Path, size: &str) -> Result<()> {
     let aside = directory.with_extension("aside");
-    run(&mut command("cp", &["-a"]).arg(directory).arg(&aside))?;
+    run(command("cp", &["-a"]).arg(directory).arg(&aside))?;
     let options = format!("size={size},mode=0700");
     run(command("mount", &["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(directory))?;
     run(command("cp", &["-a"]).arg(aside.join(".")).arg(directory))?;

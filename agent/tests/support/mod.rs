@@ -50,9 +50,11 @@ impl World {
     }
 
     pub(crate) async fn new() -> Self {
-        reseal_proto::channel::install_crypto();
+        Self::with(Coordinator::start().await).await
+    }
+
+    pub(crate) async fn with(coordinator: Coordinator) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let coordinator = Coordinator::start().await;
         let engine = Engine::start(directory.path()).await;
         let file = directory.path().join("agent.toml");
         let text =
