@@ -355,7 +355,8 @@ mod tests {
 
     #[test]
     fn an_odd_installation_keeps_nobody_else_from_being_reported() {
-        let odd: [(&str, fn(&mut Installation)); 4] = [
+        type Odd = (&'static str, fn(&mut Installation));
+        let odd: [Odd; 4] = [
             ("path", |i| i.id = format!("/srv/{}\x07/site.crt", "x".repeat(700))),
             ("name of container", |i| i.label = "l".repeat(301)),
             ("description", |i| i.wanted.names = vec!["n".repeat(250); 200]),

@@ -112,6 +112,15 @@ fn full_disks_stop_a_target_and_not_the_host() -> Result<()> {
     assert_eq!(world.coordinator.completed(&id, LONG)?["replaced"], true);
     proof::no_mismatched_pair(&world)?;
     fs::remove_file(full)?;
+    // As after an error of the disk, and with a restart at that.
+    world.agents[0].kill();
+    run(command("mount", &["-o", "remount,ro"]).arg(&state))?;
+    world.agents[0].start(world.fleet.host("one")?, &[])?;
+    wait_for_sessions(&world.coordinator, &mut world.agents)?;
+    found(&world, "state-disk", Some("read-only"))?;
+    let id = rotate(&world, "a read-only file system")?;
+    assert_eq!(world.coordinator.completed(&id, LONG)?["replaced"], true);
+    run(command("mount", &["-o", "remount,rw"]).arg(&state))?;
     found(&world, "state-disk", None)?;
     ensure!(state.join("ballast").exists(), "the reserve is not laid down again");
     Ok(())
@@ -181,6 +190,58 @@ fn a_kill_in_the_renewal_of_the_identity_locks_nobody_out() -> Result<()> {
         ensure!(identity(&world)? != before, "{point}: the identity is the old one");
     }
     Ok(())
+}
+
+#[test]
+fn a_host_that_was_off_for_weeks_comes_back_by_an_invitation() -> Result<()> {
+    let _turn = turn()?;
+    let mut world = World::start(&["one"], Binaries::built()?, one_site, &mut |_| {})?;
+    let file = world.services[0].certificate_file(world.fleet.host("one")?);
+    let pair = fs::read(&file)?;
+    // The host is off; everybody's clock goes on, and with it a renewal comes due.
+    let clock = WrongClock::new(world.fleet.directory(), "+25d")?;
+    world.agents[0].kill();
+    world.coordinator.kill();
+    world.coordinator.start(&clock.environment()?)?;
+    let host = world.fleet.host("one")?;
+    let log = host.directory().join("agent.log");
+    world.agents[0].start(host, &clock.environment()?)?;
+    wait_until("what to do, in the log", LONG, || {
+        let said = fs::read_to_string(&log)?;
+        ensure!(
+            said.contains("the identity of host one has expired: run `reseal host invite one`"),
+            "{said}"
+        );
+        Ok(())
+    })?;
+    let mut doctor = world.agents[0].command(host, &["doctor"]);
+    let doctor = doctor.envs(clock.environment()?).output()?;
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    ensure!(said.contains("expired") && !doctor.status.success(), "{said}");
+    assert_eq!(fs::read(&file)?, pair, "the old pair stays where it is");
+
+    // The agent that runs takes the new identity up, and what came due is renewed by itself.
+    world.agents[0].enrol(host, &world.coordinator.invite("one")?)?;
+    wait_for_sessions(&world.coordinator, &mut world.agents)?;
+    wait_until("a renewed certificate", LONG, || {
+        ensure!(fs::read(&file)? != pair, "it is the old one");
+        Ok(())
+    })?;
+    proof::no_mismatched_pair(&world)?;
+    wait_until("the new one on record", LONG, || {
+        let list = world.coordinator.json(&["certs"])?;
+        ensure!(list[0]["status"] == "ok", "{list}");
+        Ok(())
+    })?;
+    let new = openssl::certificates(&fs::read_to_string(&file)?)?;
+    wait_until("the new one in handshakes", LONG, || {
+        let address = world.services[0].endpoint.address.to_string();
+        let mut client = command("openssl", &["s_client", "-connect", &address, "-servername"]);
+        let shown = run(client.arg(&world.services[0].endpoint.sni).stdin(std::process::Stdio::null()))?;
+        let first = shown.find("-----BEGIN").context("no certificate")?;
+        ensure!(openssl::certificates(&shown[first..])?[0] == new[0], "another one");
+        Ok(())
+    })
 }
 
 /// Starts a rotation of everything, under the same authority.
