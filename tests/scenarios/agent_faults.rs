@@ -257,7 +257,7 @@ fn found(world: &World, id: &str, says: Option<&str>) -> Result<()> {
     wait_until(&format!("finding {id}: {says:?}"), LONG, || {
         let all = world.coordinator.json(&["findings", "--host", "one"])?;
         let all = all.as_array().context("a list of findings")?;
-        let found = all.iter().find(|found| found["id"] == id || found["finding"] == id);
+        let found = all.iter().find(|found| found["id"] == id);
         match (found.map(Value::to_string), says) {
             (None, None) => Ok(()),
             (Some(found), Some(says)) if found.contains(says) => Ok(()),

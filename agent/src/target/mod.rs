@@ -7,6 +7,7 @@
 //! as journal entries.
 
 mod error;
+mod prove;
 mod roll_back;
 
 use std::collections::BTreeSet;
@@ -14,24 +15,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_proto::v1::{
-    EndpointProof, Failure, Grade, Issued, OnFailure, ReloadProof, TargetProof, TargetState, Usage,
+    EndpointProof, Failure, Grade, Issued, OnFailure, ReloadProof, TargetProof, TargetState,
 };
 use rustls_pki_types::CertificateDer;
-use tokio::time::Instant;
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, info, info_span};
 
 use crate::chain;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::discover::watch::Discovery;
-use crate::discover::{Consumer, Endpoint, Installation, Reload};
+use crate::discover::{Consumer, Endpoint, Installation};
 use crate::install::{Files, InstallError};
 use crate::journal::{Entry, Journal, Phase};
 use crate::key::PrivateKey;
-use crate::reload::{ReloadError, Reloader};
+use crate::reload::Reloader;
 use crate::state::Session;
 use crate::unserved::Unserved;
-use crate::verify::{self, Expected};
 
 /// What every target needs.
 #[derive(Clone)]
@@ -91,9 +90,6 @@ struct Shown {
     /// Ids of the containers that were reloaded or looked at.
     seen: BTreeSet<String>,
 }
-
-/// Consumers may change under the agent's hands this often in one target.
-const MOST_CHANGES: usize = 3;
 
 impl Target<'_> {
     /// Runs file operations off the async threads.
@@ -214,136 +210,6 @@ impl Target<'_> {
         match self.switch().instrument(self.span("install")).await {
             Ok(()) => self.prove().await,
             Err(error) => self.failed(error).await,
-        }
-    }
-
-    /// Reloads every consumer, looks at every endpoint, ends the target.
-    pub async fn prove(&self) {
-        let entry = self.journal.entry(self.at).await;
-        let mut shown = Shown::default();
-        let mut outcome = self.attempt(&entry, &mut shown).await;
-        for _ in 0..MOST_CHANGES {
-            match &outcome {
-                Err(error) if self.changed_meanwhile(error, &shown).await => {
-                    info!(error = %crate::chain_of(error), installation = %self.installation.id, "a consumer changed meanwhile: looking again");
-                    outcome = self.attempt(&entry, &mut shown).await;
-                }
-                Ok(_) | Err(_) => break,
-            }
-        }
-        match outcome {
-            Ok((state, grade)) => {
-                let (after, previous) = (entry.new.clone(), entry.previous.clone());
-                let (state, failure) = self.at_a_known_time(state);
-                self.done(entry, state, grade, failure, after, shown).await;
-                // Only once the proof is on record: until then the way back stays open.
-                if state == TargetState::Verified {
-                    self.settle(previous).await;
-                }
-            }
-            Err(error) => self.undo(error, shown).await,
-        }
-    }
-
-    async fn attempt(&self, entry: &Entry, shown: &mut Shown) -> Result<(TargetState, Grade), TargetError> {
-        let before = self.consumers().await?;
-        shown.seen.extend(before.iter().map(|consumer| consumer.container_id.clone()));
-        self.reload(&before, shown).instrument(self.span("reload")).await?;
-        // A restarted container may have another address.
-        let after = self.consumers().await?;
-        self.verify(&after, &entry.new, shown).instrument(self.span("verify")).await?;
-        Ok(self.judge(&after, shown))
-    }
-
-    /// Was it somebody who stopped or recreated a container, and not the new
-    /// certificate? One that ended after it was reloaded may have ended of it.
-    async fn changed_meanwhile(&self, error: &TargetError, shown: &Shown) -> bool {
-        if let TargetError::Reload(ReloadError::Stopped { .. }) = error {
-            // By its mount it is found again, whatever its name is now.
-            self.tools.discovery.scan().await;
-            return true;
-        }
-        if !matches!(error, TargetError::Reload(_) | TargetError::Verify(_) | TargetError::NotReloaded { .. })
-        {
-            return false;
-        }
-        self.tools.discovery.scan().await;
-        let now = self.consumers().await.unwrap_or_default();
-        now.iter().any(|consumer| consumer.running && !shown.seen.contains(&consumer.container_id))
-    }
-
-    async fn consumers(&self) -> Result<Vec<Consumer>, TargetError> {
-        self.tools.discovery.consumers(self.installation).await.map_err(TargetError::Docker)
-    }
-
-    async fn reload(&self, consumers: &[Consumer], shown: &mut Shown) -> Result<(), TargetError> {
-        crate::fail_point("agent.before_reload");
-        let (proofs, result) = self.tools.reloader.reload(self.tools.discovery.engine(), consumers).await;
-        crate::fail_point("agent.after_reload");
-        shown.reloads.extend(proofs);
-        result.map_err(TargetError::Reload)
-    }
-
-    async fn verify(
-        &self,
-        consumers: &[Consumer],
-        fingerprint: &[u8],
-        shown: &mut Shown,
-    ) -> Result<(), TargetError> {
-        let endpoints = endpoints_of(consumers);
-        crate::fail_point("agent.before_verify");
-        let anchors = self.tools.session.anchors();
-        let expected = Expected {
-            fingerprint: fingerprint.try_into().unwrap_or([0; 32]),
-            anchors: Some(&anchors),
-            now: self.tools.clock.unix_time(),
-        };
-        let (proofs, result) = verify::endpoints(&endpoints, expected, self.deadline()).await;
-        crate::fail_point("agent.after_verify");
-        shown.endpoints = proofs;
-        result.map_err(|error| {
-            let silent =
-                consumers.iter().find(|consumer| consumer.running && consumer.reload == Reload::None);
-            match silent {
-                Some(consumer) => TargetError::NotReloaded {
-                    container: consumer.container.clone(),
-                    source: Box::new(error),
-                },
-                None => TargetError::Verify(error),
-            }
-        })
-    }
-
-    fn judge(&self, consumers: &[Consumer], shown: &Shown) -> (TargetState, Grade) {
-        let client_only = self.installation.wanted.usage == Usage::Client;
-        match (shown.endpoints.is_empty() || unseen(consumers), shown.reloads.is_empty()) {
-            (false, _) => (TargetState::Verified, Grade::Probe),
-            (true, false) if client_only => (TargetState::Verified, Grade::ReloadObserved),
-            (true, false) => (TargetState::Unserved, Grade::ReloadObserved),
-            (true, true) => (TargetState::Unserved, Grade::FileOnly),
-        }
-    }
-
-    /// Nothing is called verified by a host that does not know the time: the
-    /// proof is completed when its clock is right (see [`crate::served`]).
-    fn at_a_known_time(&self, state: TargetState) -> (TargetState, Option<Failure>) {
-        match (state, self.tools.clock.wrong()) {
-            (TargetState::Verified, Some(skew)) => {
-                (TargetState::Unserved, Some(TargetError::Clock(skew).failure()))
-            }
-            (state, _) => (state, None),
-        }
-    }
-
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.tools.config.verify_timeout
-    }
-
-    /// The new one is proved: older keys go. A failure here harms nothing.
-    async fn settle(&self, previous: Option<String>) {
-        let settled = self.files(move |files| files.settle(previous.as_deref())).await;
-        if let Err(error) = settled {
-            warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "old keys could not be removed");
         }
     }
 
