@@ -51,12 +51,20 @@ fn a_wrong_clock_decides_nothing_and_a_jump_stops_nothing() -> Result<()> {
     found(&world, "clock-skew", Some("behind"))?;
     assert_eq!(session(&world)?, up, "another session or identity");
     ensure!(world.coordinator.rotation(&id)?["state"] != "completed", "proved with a wrong clock");
+    let said = doctor(&world, &clock)?;
+    ensure!(said.contains("bad      clock") && said.contains("behind"), "{said}");
+    // By this clock the coordinator's certificate has not begun: a new session comes up all the same.
+    world.agents[0].kill();
+    world.agents[0].start(world.fleet.host("one")?, &clock.environment()?)?;
+    wait_for_sessions(&world.coordinator, &mut world.agents)?;
 
     // Set right: what waited is proved by itself, in fresh handshakes, and signed.
     clock.set("+0")?;
     let rotation = world.coordinator.completed(&id, LONG)?;
     assert_eq!(rotation["replaced"], true, "{rotation}");
     found(&world, "clock-skew", None)?;
+    let said = doctor(&world, &clock)?;
+    ensure!(said.contains("ok       clock") && said.contains("tried on 1 running"), "{said}");
     assert_eq!(openssl::served(&world.services[0].endpoint, &world.root)?.leaf(), after.leaf());
     Ok(())
 }
@@ -214,10 +222,8 @@ fn a_host_that_was_off_for_weeks_comes_back_by_an_invitation() -> Result<()> {
         );
         Ok(())
     })?;
-    let mut doctor = world.agents[0].command(host, &["doctor"]);
-    let doctor = doctor.envs(clock.environment()?).output()?;
-    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    ensure!(said.contains("expired") && !doctor.status.success(), "{said}");
+    let said = doctor(&world, &clock)?;
+    ensure!(said.contains("bad      identity") && said.contains("expired"), "{said}");
     assert_eq!(fs::read(&file)?, pair, "the old pair stays where it is");
 
     // The agent that runs takes the new identity up, and what came due is renewed by itself.
@@ -242,6 +248,13 @@ fn a_host_that_was_off_for_weeks_comes_back_by_an_invitation() -> Result<()> {
         ensure!(openssl::certificates(&shown[first..])?[0] == new[0], "another one");
         Ok(())
     })
+}
+
+/// What `reseal-agent doctor` says on the host with this clock.
+fn doctor(world: &World, clock: &WrongClock) -> Result<String> {
+    let mut doctor = world.agents[0].command(world.fleet.host("one")?, &["doctor"]);
+    let output = doctor.envs(clock.environment()?).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Starts a rotation of everything, under the same authority.

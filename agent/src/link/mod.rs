@@ -294,6 +294,10 @@ impl Link {
 
     /// Tells of a clock that is wrong, once, and of one that is right again.
     async fn mind_clock(&mut self) {
+        let remembered = self.shared.clock.skew().map_or(Ok(()), |skew| self.shared.session.measured(skew));
+        if let Err(error) = remembered {
+            error!(error = %crate::chain_of(&error), "cannot remember how far the clock is off");
+        }
         let skew = self.shared.clock.wrong();
         let same = match (self.told_skew, skew) {
             (None, None) => true,

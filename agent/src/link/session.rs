@@ -167,9 +167,6 @@ impl Link {
         }
         let Welcome { fleet, epoch, anchors, bundles, now, .. } = welcome;
         self.shared.clock.measure(now);
-        if let Err(error) = self.shared.session.measured(app::now() - now) {
-            error!(error = %crate::chain_of(&error), "cannot remember how far the clock is off");
-        }
         // A full disk must not keep this host out of an emergency: what cannot
         // be written is known to this process all the same.
         if let Err(error) = self.shared.session.welcome(&fleet, epoch, anchors, bundles) {
