@@ -41,18 +41,7 @@ fn a_kill_at_every_fail_point_is_finished_by_the_next_start() -> Result<()> {
         world.agents[0].start(host, &[("RESEAL_FAILPOINTS", &point)])?;
         reseal_tests::product::wait_for_sessions(&world.coordinator, &mut world.agents)?;
         let keys = proof::secrets(&world)?;
-        let started = world.coordinator.json(&[
-            "rotate",
-            "--host-label",
-            "env=demo",
-            "--reason",
-            &point,
-            "--waves",
-            "100%",
-            "--yes",
-            "--detach",
-        ])?;
-        let id = started["id"].as_str().context("an id")?.to_owned();
+        let id = world.coordinator.rotate(&["--host-label", "env=demo", "--waves", "100%"])?;
         // A point that is passed once per batch is not met twice.
         let dies = wait_until(&format!("the end at {point}"), LONG, || {
             if world.agents[0].has_ended()? {

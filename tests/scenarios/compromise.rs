@@ -6,7 +6,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use reseal_tests::process::turn;
-use reseal_tests::product::Binaries;
+use reseal_tests::product::{Binaries, rotate};
 use reseal_tests::world::{HOSTS, World, ten_services};
 use reseal_tests::{openssl, probe, proof};
 
@@ -38,18 +38,8 @@ fn a_compromised_intermediate_is_replaced_everywhere() -> Result<()> {
 
     // The rotation, with clients that connect to every endpoint all the time.
     let client = probe::Client::start(&world.endpoints(), &world.root, 20)?;
-    let said = coordinator.output(&[
-        "rotate",
-        "--compromised-issuer",
-        "a",
-        "--reason",
-        "scenario",
-        "--waves",
-        "1,100%",
-        "--yes",
-        "--output",
-        "json",
-    ])?;
+    let words = rotate("scenario", &["--compromised-issuer", "a", "--waves", "1,100%", "--output", "json"]);
+    let said = coordinator.output(&words)?;
     let text = String::from_utf8(said.stdout)?;
     let errors = String::from_utf8_lossy(&said.stderr).into_owned();
     assert_eq!(said.status.code(), Some(6), "replaced, not contained: {text}{errors}");
@@ -124,8 +114,7 @@ fn a_compromised_intermediate_is_replaced_everywhere() -> Result<()> {
 
     // Once.
     assert_eq!(coordinator.audited("rotation.start")?.len(), 1);
-    let again =
-        coordinator.refused(1, &["rotate", "--compromised-issuer", "a", "--reason", "again", "--yes"])?;
+    let again = coordinator.refused(1, &rotate("scenario", &["--compromised-issuer", "a"]))?;
     assert!(again.contains("matches no"), "{again}");
     Ok(())
 }

@@ -83,6 +83,10 @@ fn only_the_invited_host_joins_and_only_once() -> Result<()> {
     })?;
     let said = stranger(one, &agent, "s5", &short).unwrap_err().to_string();
     ensure!(said.contains("expired"), "{said}");
+    refusals(4)?;
+    let entries = coordinator.audited("host.enrol")?;
+    let detail = entries.last().and_then(|entry| entry["detail"].as_str()).unwrap_or_default();
+    ensure!(detail.contains("expired token for host two"), "the audit log says: {detail}");
     // No secret in what was said or logged.
     for text in [&good, &forged, &short] {
         let secret = token::decode(text)?.secret;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use reseal_tests::fleet::Fleet;
 use reseal_tests::process::{turn, wait_until};
-use reseal_tests::product::Binaries;
+use reseal_tests::product::{Binaries, rotate};
 use reseal_tests::services::Service;
 use reseal_tests::world::World;
 use reseal_tests::{openssl, probe, proof};
@@ -33,26 +33,24 @@ fn what_makes_no_sense_is_refused() -> Result<()> {
 
     // Selections.
     let nothing = ["--name", "nobody.example.test"];
-    let said = coordinator.refused(1, &[&["rotate", "--reason", "x", "--yes"], &nothing[..]].concat())?;
+    let said = coordinator.refused(1, &rotate("x", &nothing))?;
     ensure!(said.contains("matches no"), "{said}");
     let plan = coordinator.json(&[&["plan"], &nothing[..]].concat())?;
     assert_eq!(plan["targets"], 0);
-    coordinator.refused(2, &["rotate", "--reason", "x", "--yes"])?;
+    coordinator.refused(2, &rotate("x", &[]))?;
     let said = coordinator.output(&["plan", "--compromised-issuer", "nobody"])?;
     ensure!(!said.status.success(), "an issuer that is not there");
-    coordinator.refused(1, &["rotate", "--key-type", "dsa", "--reason", "x", "--yes"])?;
-    coordinator.refused(2, &["rotate", "--name", "*", "--reason", "", "--yes"])?;
+    coordinator.refused(1, &rotate("x", &["--key-type", "dsa"]))?;
+    coordinator.refused(2, &rotate("", &["--name", "*"]))?;
     for waves in ["0", "0%", "101%", "50%,10%", "x", ""] {
-        let words = ["rotate", "--host-label", "env=demo", "--reason", "x", "--yes", "--waves", waves];
-        coordinator.refused(2, &words)?;
+        coordinator.refused(2, &rotate("x", &["--host-label", "env=demo", "--waves", waves]))?;
     }
 
     // Two rotations over one target: the agent stands still, so that the first cannot end.
     world.agents[0].pause();
-    let words = ["rotate", "--name", "shop.one.fleet.test", "--reason", "x", "--yes", "--detach"];
-    let started = coordinator.json(&words)?;
-    let id = started["id"].as_str().context("an id")?.to_owned();
-    let said = coordinator.refused(1, &words)?;
+    let words = ["--name", "shop.one.fleet.test"];
+    let id = coordinator.rotate(&words)?;
+    let said = coordinator.refused(1, &rotate("again", &words))?;
     ensure!(said.contains(&id), "the running rotation is not named: {said}");
     world.agents[0].resume();
     coordinator.completed(&id, LONG)?;
@@ -81,8 +79,7 @@ fn a_reload_leaves_the_restart_policy_alone() -> Result<()> {
     let _turn = turn()?;
     let world = World::start(&["one"], Binaries::built()?, two_sites, &mut |_| {})?;
     let one = world.fleet.host("one")?;
-    let words = ["rotate", "--host-label", "env=demo", "--reason", "x", "--yes"];
-    world.coordinator.text(&words)?;
+    world.coordinator.text(&rotate("x", &["--host-label", "env=demo"]))?;
     for service in &world.services {
         let inspect = |what: &str| {
             let format = format!("{{{{{what}}}}}");

@@ -35,14 +35,7 @@ fn no_private_key_travels() -> Result<()> {
     let a = world.coordinator.authority("builtin/a")?;
     let mut secrets = proof::secrets(&world)?;
     let mut served = proof::sealed_under(&world, &a)?;
-    let output = world.coordinator.output(&[
-        "rotate",
-        "--compromised-issuer",
-        "a",
-        "--reason",
-        "scenario",
-        "--yes",
-    ])?;
+    let output = world.coordinator.output(&product::rotate("scenario", &["--compromised-issuer", "a"]))?;
     assert_eq!(output.status.code(), Some(6));
     secrets.extend(proof::secrets(&world)?);
     let b = world.coordinator.authority("builtin/b")?;

@@ -24,18 +24,7 @@ fn a_kill_in_the_middle_of_a_wave_loses_and_repeats_nothing() -> Result<()> {
     let paused = world.fleet.hosts.iter().position(|host| host.name == "paris-1");
     let paused = paused.context("a host paris-1")?;
     world.agents[paused].pause();
-    let started = world.coordinator.json(&[
-        "rotate",
-        "--compromised-issuer",
-        "a",
-        "--reason",
-        "scenario",
-        "--waves",
-        "1,100%",
-        "--yes",
-        "--detach",
-    ])?;
-    let id = started["id"].as_str().context("an id")?.to_owned();
+    let id = world.coordinator.rotate(&["--compromised-issuer", "a", "--waves", "1,100%"])?;
     let others = world.services.iter().filter(|service| service.host != "paris-1");
     let done: usize = others.map(|service| service.certificates).sum();
     wait_until("all that can be done", LONG, || {
@@ -95,17 +84,8 @@ fn a_kill_at_every_fail_point_is_survived() -> Result<()> {
         product::wait_for_sessions(&world.coordinator, &mut world.agents)?;
         // The operator's command lives through it: it asks again with the same key.
         let reason = format!("killed at {point}");
-        let rotate = world.coordinator.command(&[
-            "rotate",
-            "--host-label",
-            "env=demo",
-            "--reason",
-            &reason,
-            "--waves",
-            "1,100%",
-            "--yes",
-            "--detach",
-        ]);
+        let words = ["--host-label", "env=demo", "--waves", "1,100%", "--detach"];
+        let rotate = world.coordinator.command(&product::rotate(&reason, &words));
         let log = world.fleet.directory().join("rotate.log");
         let mut rotate = Daemon::start("reseal rotate", &rotate, &log)?;
         wait_until(&format!("the end at {point}"), LONG, || {

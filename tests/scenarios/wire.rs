@@ -1,85 +1,21 @@
 //! The coordinator as agents and operators see it, without containers: agents
 //! here are nothing but a client, so that they can misbehave.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::{
     BanHostRequest, ControlRotationRequest, Csr, CsrBatch, Hello, HostRequest, ListAuditRequest, Policy,
-    RotateRequest, Rotation, RotationAction, RotationRequest, RotationState, Selection, TargetState, Usage,
+    RotateRequest, RotationAction, RotationRequest, RotationState, TargetState, Usage,
 };
-use reseal_tests::product::Binaries;
+use reseal_tests::product::rotate;
+use reseal_tests::wire::ask::{audit, code, from_a, in_state, runtime, settings, show, until};
 use reseal_tests::wire::{
-    Collector, Coordinator, Identity, Operator, Puppet, Settings, an_ack, an_order, chains, csr, facts_of,
+    Collector, Coordinator, Identity, Puppet, Settings, an_ack, an_order, chains, csr, facts_of,
     installation, inventory, now, open_token,
 };
 use tonic::Code;
-
-fn runtime() -> tokio::runtime::Runtime {
-    reseal_proto::channel::install_crypto();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-}
-
-fn settings() -> Result<Settings> {
-    Ok(Settings {
-        program: Binaries::with_fail_points()?.reseal,
-        fleet: "wire".into(),
-        log_level: "info".into(),
-        tracing: None,
-    })
-}
-
-/// Looks until something is there.
-async fn until<T, F: Future<Output = Result<Option<T>>>>(
-    what: &str,
-    seconds: u64,
-    mut look: impl FnMut() -> F,
-) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
-    loop {
-        if let Some(found) = look().await? {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < deadline, "{what} did not happen within {seconds} s");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn code(error: &anyhow::Error) -> Option<Code> {
-    error.chain().find_map(|cause| cause.downcast_ref::<tonic::Status>()).map(tonic::Status::code)
-}
-
-fn from_a(waves: &str) -> RotateRequest {
-    RotateRequest {
-        selection: Some(Selection { compromised_issuer: "a".into(), ..Selection::default() }),
-        reason: "test".into(),
-        waves: waves.into(),
-        idempotency_key: vec![1; 16],
-        ..RotateRequest::default()
-    }
-}
-
-async fn show(operator: &mut Operator, id: &str) -> Result<Rotation> {
-    Ok(operator.show_rotation(RotationRequest { id: id.into() }).await?.into_inner())
-}
-
-async fn in_state(operator: &Operator, id: &str, state: RotationState) -> Result<Rotation> {
-    until(&format!("{id} {}", state.as_str_name()), 60, || {
-        let (mut operator, id) = (operator.clone(), id.to_owned());
-        async move { Ok(Some(show(&mut operator, &id).await?).filter(|shown| shown.state() == state)) }
-    })
-    .await
-}
-
-async fn audit(operator: &mut Operator) -> Result<Vec<(String, String, String)>> {
-    let mut stream = operator.list_audit(ListAuditRequest::default()).await?.into_inner();
-    let mut entries = Vec::new();
-    while let Some(entry) = stream.message().await? {
-        entries.push((entry.action, entry.outcome, entry.detail));
-    }
-    Ok(entries)
-}
 
 #[test]
 fn a_bad_token_is_refused_and_audited() -> Result<()> {
@@ -557,15 +493,7 @@ fn one_trace_leads_from_the_command_to_the_order_on_the_host() -> Result<()> {
         let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
         let mut session = puppet.connect().await?;
         puppet.serve(&mut session).await?;
-        let mut rotate = coordinator.reseal(&[
-            "rotate",
-            "--compromised-issuer",
-            "a",
-            "--reason",
-            "traced",
-            "--yes",
-            "--detach",
-        ]);
+        let mut rotate = coordinator.reseal(&rotate("traced", &["--compromised-issuer", "a", "--detach"]));
         let rotate = rotate.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).output()?;
         ensure!(rotate.status.success(), "{}", String::from_utf8_lossy(&rotate.stderr));
         let order = puppet.serve(&mut session).await?;

@@ -14,7 +14,8 @@
 //! - [`wire`]: agents that are nothing but a client, so that they can misbehave; the simulator uses them too.
 //! - [`wrong_clock`]: a clock that is off, and is set while a program runs.
 //! - [`capture`]: traffic, captured and decrypted.
-//! - [`proof`]: what must hold after a rotation, and after a crash.
+//! - [`proof`]: what must hold after a rotation, and after a crash; [`invariants`] is the list for every fault.
+//! - [`fault`]: links that lose, clocks that are wrong, disks that fail.
 //! - [`demo`]: what `deploy/demo` shows.
 //! - [`pki`]: a CA made with the `openssl` program, for tests of the harness and for forgeries.
 //!
@@ -24,8 +25,10 @@ pub mod capture;
 pub mod clean;
 pub mod demo;
 pub mod engine;
+pub mod fault;
 pub mod fleet;
 pub mod image;
+pub mod invariants;
 pub mod machine;
 pub mod network;
 pub mod openssl;

@@ -36,6 +36,12 @@ pub const FAKETIME: &[Need] = &[("faketime", &["faketime"])];
 /// For scenarios that capture and decrypt traffic.
 pub const CAPTURE: &[Need] = &[("tcpdump", &["tcpdump"]), ("tshark", &["tshark"])];
 
+/// For scenarios with a clock that is wrong.
+pub const CLOCK: &[Need] = &[("faketime", &["faketime"])];
+
+/// For scenarios with a small disk of their own.
+pub const DISK: &[Need] = &[("mkfs.ext4", &["e2fsprogs"]), ("mount", &["mount"])];
+
 /// Fails unless this process is root.
 pub fn require_root() -> Result<()> {
     if rustix::process::geteuid().is_root() {

@@ -242,15 +242,26 @@ impl Coordinator {
         self.json(&["rotation", "show", id])
     }
 
-    /// Waits until a rotation has completed; its last state.
-    pub fn completed(&self, id: &str, within: Duration) -> Result<Value> {
-        wait_until(&format!("the end of rotation {id}"), within, || {
+    /// Starts a rotation of what the words select, as an incident would, and does not wait; its id.
+    pub fn rotate(&self, words: &[&str]) -> Result<String> {
+        let started = self.json(&[&rotate("scenario", words)[..], &["--detach"]].concat())?;
+        Ok(started["id"].as_str().context("a rotation without an id")?.to_owned())
+    }
+
+    /// Waits until a rotation is in a state; the rotation.
+    pub fn in_state(&self, id: &str, state: &str, within: Duration) -> Result<Value> {
+        wait_until(&format!("{state} as the state of rotation {id}"), within, || {
             let rotation = self.rotation(id)?;
-            if rotation["state"] != "completed" {
+            if rotation["state"] != state {
                 bail!("it is {}: {}", rotation["state"], rotation);
             }
             Ok(rotation)
         })
+    }
+
+    /// Waits until a rotation has completed; its last state.
+    pub fn completed(&self, id: &str, within: Duration) -> Result<Value> {
+        self.in_state(id, "completed", within)
     }
 
     /// Audit entries of this action, oldest first.
@@ -273,6 +284,11 @@ impl Coordinator {
             daemon.release();
         }
     }
+}
+
+/// `reseal rotate` of what the words select, without a question.
+pub fn rotate<'a>(reason: &'a str, words: &[&'a str]) -> Vec<&'a str> {
+    [&["rotate", "--reason", reason, "--yes"], words].concat()
 }
 
 /// The object of a list, at whatever depth, whose `key` has this value.
@@ -302,6 +318,12 @@ impl Agent {
         let text = format!("state_dir = {:?}\ndocker = {socket:?}\n", state.display());
         std::fs::write(&config, text)?;
         Ok(Self { program: binaries.agent.clone(), config, daemon: None })
+    }
+
+    /// Adds a line to its configuration, for its next start.
+    pub fn configure(&self, line: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.config)?;
+        Ok(std::fs::write(&self.config, format!("{text}{line}\n"))?)
     }
 
     /// A command of the agent on its host.

@@ -193,6 +193,48 @@ http {{
         self
     }
 
+    /// Before each reload its configuration is checked, and the check takes as long as
+    /// [`Service::hold`] wants: so a scenario can be in the middle of a renewal.
+    pub fn with_a_gate(mut self) -> Self {
+        let (inside, ..) = self.configuration;
+        let wait = format!("while test -e {inside}/hold; do sleep 0.05; done; nginx -t");
+        self.label("cert.site.check", &format!("exec:sh -c '{wait}'"));
+        self
+    }
+
+    /// Holds the check before the next reload until [`Service::let_go`].
+    pub fn hold(&self, host: &Host) -> Result<()> {
+        Ok(fs::write(self.etc(host).join("hold"), "")?)
+    }
+
+    /// Ends it.
+    pub fn let_go(&self, host: &Host) -> Result<()> {
+        Ok(fs::remove_file(self.etc(host).join("hold"))?)
+    }
+
+    /// Is the agent waiting for the check now?
+    pub fn is_held(&self, host: &Host) -> Result<bool> {
+        Ok(host.engine.docker(&["top", &self.name, "-o", "pid,args"])?.contains("/hold"))
+    }
+
+    /// Changes the configuration on the disk, as an operator of the service would; nothing
+    /// is reloaded. Without a change it is as it was at the start.
+    pub fn configure(&self, host: &Host, change: impl FnOnce(&str) -> String) -> Result<()> {
+        let (_, file, content) = &self.configuration;
+        Ok(fs::write(self.etc(host).join(file), change(content))?)
+    }
+
+    /// Its configuration before it is started.
+    pub fn with_configuration(mut self, change: impl FnOnce(&str) -> String) -> Self {
+        self.configuration.2 = change(&self.configuration.2);
+        self
+    }
+
+    /// The directory on the host with its configuration.
+    pub fn etc(&self, host: &Host) -> PathBuf {
+        self.directory(host).join("etc")
+    }
+
     fn trusts_managed_root(&mut self) {
         self.label("trust.peers.bundle", "managed-root");
         self.label("trust.peers.path", "/tls/ca.pem");
@@ -236,7 +278,7 @@ http {{
     /// Writes the service's configuration and starts its container.
     pub fn start(&self, host: &Host) -> Result<()> {
         let (inside, file, content) = &self.configuration;
-        let etc = self.directory(host).join("etc");
+        let etc = self.etc(host);
         let tls = self.tls_directory(host);
         for directory in [&etc, &tls] {
             fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;

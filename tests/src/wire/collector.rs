@@ -21,10 +21,15 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Starts one; gives its address, too.
+    /// Starts one on loopback; gives its address, too.
     pub async fn start() -> anyhow::Result<(Self, String)> {
+        Self::start_on((std::net::Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// Starts one where the hosts of a fleet reach it.
+    pub async fn start_on(address: std::net::SocketAddr) -> anyhow::Result<(Self, String)> {
         let collector = Self::default();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         let server =

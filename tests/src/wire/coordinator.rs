@@ -1,5 +1,6 @@
 //! A real coordinator on loopback, with a store of its own.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,7 +35,9 @@ pub struct Settings {
 pub struct Coordinator {
     settings: Settings,
     directory: tempfile::TempDir,
+    data: PathBuf,
     address: SocketAddr,
+    metrics: SocketAddr,
     daemon: Option<Daemon>,
 }
 
@@ -42,13 +45,23 @@ impl Coordinator {
     /// Makes a fleet and starts its coordinator, with a policy that admits `**.wire.test`.
     pub async fn start(settings: Settings) -> Result<Self> {
         let directory = tempfile::tempdir()?;
+        let data = directory.path().join("data");
+        Self::start_with(settings, directory, data).await
+    }
+
+    /// Likewise, with its store in a directory of the caller's choice.
+    pub async fn start_in(settings: Settings, data: PathBuf) -> Result<Self> {
+        Self::start_with(settings, tempfile::tempdir()?, data).await
+    }
+
+    async fn start_with(settings: Settings, directory: tempfile::TempDir, data: PathBuf) -> Result<Self> {
         let address = free_address()?;
         let metrics = free_address()?;
         let path = |name: &str| directory.path().join(name);
         let mut config = format!(
             "data_dir = {:?}\nlisten = \"{address}\"\nadvertise = [\"{address}\"]\nmetrics_listen = \"{metrics}\"\n\
              kek_files = [{:?}]\n[telemetry]\nlog_level = {:?}\n",
-            path("data"),
+            data,
             path("kek"),
             settings.log_level
         );
@@ -59,7 +72,7 @@ impl Coordinator {
         let mut init =
             command(&settings.program, &["init", "--fleet", &settings.fleet, "--admin", "alice", "--config"]);
         run(init.arg(path("reseal.toml")).arg("--admin-out").arg(path("admin.json")))?;
-        let mut coordinator = Self { settings, directory, address, daemon: None };
+        let mut coordinator = Self { settings, directory, data, address, metrics, daemon: None };
         coordinator.run(&[])?;
         let mut operator = coordinator.operator().await?;
         operator
@@ -116,7 +129,7 @@ impl Coordinator {
 
     /// The directory of its store.
     pub fn data(&self) -> PathBuf {
-        self.directory.path().join("data")
+        self.data.clone()
     }
 
     /// The admin's credentials file.
@@ -138,6 +151,22 @@ impl Coordinator {
         let mut command = command(&self.settings.program, arguments);
         command.env("RESEAL_CREDENTIALS", self.credentials());
         command
+    }
+
+    /// Runs a `reseal` command that must succeed, with `--output json`.
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let text = run(self.reseal(arguments).args(["--output", "json"]))?;
+        serde_json::from_str(&text).with_context(|| format!("{arguments:?} printed no JSON: {text}"))
+    }
+
+    /// A counter or gauge of its metrics, by name and labels as they are written.
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let mut stream = std::net::TcpStream::connect(self.metrics)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: metrics\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no metric {name}: {text}"))
     }
 
     /// A client with the admin's credentials; waits until the coordinator answers.

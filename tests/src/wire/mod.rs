@@ -5,6 +5,7 @@
 //! wrong moment) is tried from here, and the fleet simulator measures from here.
 
 mod agent;
+pub mod ask;
 mod collector;
 mod coordinator;
 mod puppet;

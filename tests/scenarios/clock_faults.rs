@@ -1,0 +1,143 @@
+//! Clocks that are hours off, and that jump while programs run. A certificate that is not valid
+//! yet is never installed, a service is never disturbed, nothing waits for the hours to pass,
+//! and when the clock is right again a retry ends it well.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use reseal_tests::fault::clock::Clock;
+use reseal_tests::fleet::Fleet;
+use reseal_tests::invariants::{self, Ledger};
+use reseal_tests::process::{turn, wait_until};
+use reseal_tests::product::{Binaries, wait_for_sessions};
+use reseal_tests::services::Service;
+use reseal_tests::world::World;
+use reseal_tests::{openssl, probe, proof};
+
+const LONG: Duration = Duration::from_secs(60);
+const HOUR: i64 = 3600;
+const EVERYTHING: [&str; 4] = ["--host-label", "env=demo", "--waves", "100%"];
+
+fn cast(fleet: &Fleet) -> Result<Vec<Service>> {
+    let one = fleet.host("one")?;
+    Ok(vec![Service::site(one, "shop", 443, "ecdsa-p256"), Service::haproxy(one, "edge", 8443)])
+}
+
+#[test]
+fn a_clock_that_jumps_breaks_no_service_and_holds_up_nothing() -> Result<()> {
+    let _turn = turn()?;
+    let mut world = World::start(&["one"], Binaries::built()?, cast, &mut |_| {})?;
+    let directory = tempfile::tempdir()?;
+    for name in ["coordinator", "agent"] {
+        std::fs::create_dir(directory.path().join(name))?;
+    }
+    let coordinators = Clock::new(&directory.path().join("coordinator"))?;
+    let agents = Clock::new(&directory.path().join("agent"))?;
+    world.coordinator.kill();
+    world.coordinator.start(&coordinators.environment())?;
+    start_agent(&mut world, &agents)?;
+    let mut ledger = Ledger::default();
+    let client = probe::Client::start(&world.endpoints(), &world.root, 5)?;
+
+    coordinator_ahead(&mut world, &coordinators, &agents).context("the coordinator's clock is ahead")?;
+    invariants::hold(&world, &mut ledger)?;
+    coordinator_behind(&world, &coordinators).context("the coordinator's clock is behind")?;
+    invariants::hold(&world, &mut ledger)?;
+    agent_ahead(&mut world, &agents).context("the agent's clock is ahead")?;
+    invariants::hold(&world, &mut ledger)?;
+    agent_behind(&mut world, &agents).context("the agent's clock is behind")?;
+    invariants::hold(&world, &mut ledger)?;
+
+    for (name, seen) in client.stop() {
+        assert_eq!(seen.failed, 0, "{name}: {:?}", seen.reasons);
+    }
+    Ok(())
+}
+
+/// It jumps six hours ahead: what it issues is not valid yet for anybody else.
+fn coordinator_ahead(world: &mut World, coordinators: &Clock, agents: &Clock) -> Result<()> {
+    let before = leaves(world)?;
+    coordinators.set(6 * HOUR)?;
+    coordinators.check()?;
+    let id = world.coordinator.rotate(&EVERYTHING)?;
+    let halted = world.coordinator.in_state(&id, "halted", LONG)?;
+    let failures = halted["failures"].as_array().context("failures")?;
+    ensure!(failures.len() == world.certificates(), "{halted}");
+    ensure!(failures.iter().all(|failure| failure["stage"] == "validate"), "{halted}");
+    assert_eq!(leaves(world)?, before, "a certificate that is not valid yet was installed");
+    // The host goes away by the wrong clock; the clock is put right. It is missed within a
+    // minute, not in six hours.
+    world.agents[0].kill();
+    wait_until("the end of the session", LONG, || {
+        ensure!(world.coordinator.json(&["status"])?["hosts_connected"] == 0, "it is there");
+        Ok(())
+    })?;
+    world.coordinator.text(&["rotation", "retry", &id])?;
+    coordinators.set(0)?;
+    world.coordinator.in_state(&id, "trailing", LONG)?;
+    start_agent(world, agents)?;
+    world.coordinator.completed(&id, LONG)?;
+    all_replaced(world, &before)
+}
+
+/// It jumps six hours back: nobody's identity is valid yet. What is open goes on; the rest waits.
+fn coordinator_behind(world: &World, coordinators: &Clock) -> Result<()> {
+    let before = leaves(world)?;
+    coordinators.set(-6 * HOUR)?;
+    let said = world.coordinator.output(&["status"])?;
+    ensure!(!said.status.success(), "an operator got in before the credentials are valid");
+    coordinators.set(0)?;
+    let id = world.coordinator.rotate(&EVERYTHING)?;
+    world.coordinator.completed(&id, LONG)?;
+    all_replaced(world, &before)
+}
+
+/// Three hours ahead: told to the operator, kept out of decisions.
+fn agent_ahead(world: &mut World, agents: &Clock) -> Result<()> {
+    let before = leaves(world)?;
+    agents.set(3 * HOUR)?;
+    start_agent(world, agents)?;
+    let host = world.coordinator.json(&["host", "show", "one"])?;
+    let skew = host["clock_skew_ms"].as_i64().with_context(|| format!("no skew: {host}"))?;
+    ensure!((skew / 1000 - 3 * HOUR).abs() < 60, "the clock is shown as {skew} ms off");
+    let id = world.coordinator.rotate(&EVERYTHING)?;
+    world.coordinator.completed(&id, LONG)?;
+    agents.set(0)?;
+    all_replaced(world, &before)
+}
+
+/// It jumps three hours back while the agent runs: a new certificate is not valid yet there.
+fn agent_behind(world: &mut World, agents: &Clock) -> Result<()> {
+    start_agent(world, agents)?;
+    let before = leaves(world)?;
+    agents.set(-3 * HOUR)?;
+    let id = world.coordinator.rotate(&EVERYTHING)?;
+    let halted = world.coordinator.in_state(&id, "halted", LONG)?;
+    let failures = halted["failures"].as_array().context("failures")?;
+    ensure!(failures.iter().all(|failure| failure["stage"] == "validate"), "{halted}");
+    assert_eq!(leaves(world)?, before, "it was installed all the same");
+    agents.set(0)?;
+    world.coordinator.text(&["rotation", "retry", &id])?;
+    world.coordinator.completed(&id, LONG)?;
+    all_replaced(world, &before)
+}
+
+fn start_agent(world: &mut World, clock: &Clock) -> Result<()> {
+    world.agents[0].kill();
+    world.agents[0].start(world.fleet.host("one")?, &clock.environment())?;
+    wait_for_sessions(&world.coordinator, &mut world.agents)
+}
+
+fn leaves(world: &World) -> Result<Vec<String>> {
+    let leaf = |service: &Service| {
+        let served = openssl::served(&service.endpoint, &world.root)?;
+        Ok(served.leaf().key.clone())
+    };
+    world.services.iter().map(leaf).collect()
+}
+
+fn all_replaced(world: &World, before: &[String]) -> Result<()> {
+    let now = leaves(world)?;
+    ensure!(now.iter().zip(before).all(|(new, old)| new != old), "a key stayed");
+    proof::sealed_under(world, &world.coordinator.authority("builtin/a")?).map(drop)
+}
