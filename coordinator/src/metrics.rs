@@ -24,7 +24,7 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Enrolments that were refused.
     pub enrolments_refused: Counter,
-    /// Agent sessions that were refused.
+    /// Agent sessions that were refused, at their start or for what the agent sent.
     pub sessions_refused: Counter,
     issuance_seconds: Histogram,
     certificates: Family<ResultLabel, Counter>,

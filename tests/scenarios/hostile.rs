@@ -52,6 +52,7 @@ fn ten_thousand_requests_get_a_handful_of_certificates() -> Result<()> {
         ensure!(order.installations.len() == 50, "{order:?}");
         let before = audit(&mut coordinator.operator().await?).await?.len();
 
+        let begun = std::time::Instant::now();
         // New keys each time, for what it was really ordered to renew.
         let flood = tokio::spawn(async move {
             let mut issued = 0;
@@ -66,7 +67,7 @@ fn ten_thousand_requests_get_a_handful_of_certificates() -> Result<()> {
         });
         rotate_good(&coordinator, &mut good, &mut healthy, 1).await?;
         let issued = flood.await??;
-        ensure!(issued <= 50 * 8, "{issued} certificates were issued to one host in one batch");
+        ensure!(issued <= 32 * 50, "{issued} certificates were issued to one host in one batch");
         ensure!(issued >= 50, "not even the first message was answered");
 
         // Counted: all of them. Audited: with the reason, and not without end.
@@ -80,7 +81,8 @@ fn ten_thousand_requests_get_a_handful_of_certificates() -> Result<()> {
             action == "certificates.issue" && outcome == "refused" && detail.contains("50 refused")
         });
         ensure!(refusals.count() > 0, "no refusal is audited: {:?}", &entries[before..]);
-        ensure!(entries.len() - before <= MESSAGES + 20, "{} audit entries", entries.len() - before);
+        let most = 32 + 10 * (begun.elapsed().as_secs() as usize + 2) + 20;
+        ensure!(entries.len() - before <= most, "{} audit entries", entries.len() - before);
         Ok(())
     })
 }

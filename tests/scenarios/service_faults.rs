@@ -129,7 +129,7 @@ fn a_refused_configuration_is_rolled_back(world: &World) -> Result<()> {
     let id = world.coordinator.rotate(&EVERYTHING)?;
     let halted = world.coordinator.in_state(&id, "halted", LONG)?;
     // One failure of the two that were attempted is too many; the second wave is not ordered.
-    failed(&halted, "shop", "rolled-back", "check-refused")?;
+    failed(&halted, "shop", "rolled-back", &["check-refused"])?;
     assert_eq!(halted["wave"], 1, "{halted}");
     assert_eq!(halted["targets_by_state"]["verified"], 1, "{halted}");
     let now = Picture::take(world)?;
@@ -148,7 +148,7 @@ fn a_refused_configuration_is_held_as_ordered(world: &World) -> Result<()> {
     let id = world.coordinator.rotate(&[&EVERYTHING[..], &hold].concat())?;
     let halted = world.coordinator.in_state(&id, "halted", LONG)?;
     // One failure is below the threshold: the second wave went, and then it is no success.
-    failed(&halted, "shop", "held", "check-refused")?;
+    failed(&halted, "shop", "held", &["check-refused"])?;
     assert_eq!(halted["wave"], 2, "{halted}");
     assert_eq!(halted["targets_by_state"]["verified"], 3, "{halted}");
     let now = Picture::take(world)?;
@@ -167,7 +167,8 @@ fn a_closed_port_is_rolled_back(world: &World) -> Result<()> {
     shop.configure(one, |text| text.replace("listen 443", "listen 444"))?;
     let id = world.coordinator.rotate(&[&SHOP[..], &["--on-failure", "rollback"]].concat())?;
     let halted = world.coordinator.in_state(&id, "halted", LONG)?;
-    failed(&halted, "shop", "rolled-back", "endpoint-unreachable")?;
+    // Docker may accept what the container does not.
+    failed(&halted, "shop", "rolled-back", &["endpoint-unreachable", "no-tls"])?;
     ensure!(probe::once(&shop.endpoint, &world.root).is_err(), "the port is open");
     assert_eq!(on_disk(shop, one)?, before.of("shop")?.on_disk, "the earlier pair is back");
     shop.configure(one, str::to_owned)?;
@@ -187,7 +188,7 @@ fn a_forgotten_process_is_noticed(world: &World) -> Result<()> {
     one.engine.docker(&forgotten)?;
     let id = world.coordinator.rotate(&SHOP)?;
     let halted = world.coordinator.in_state(&id, "halted", LONG)?;
-    failed(&halted, "shop", "rolled-back", "served-differs")?;
+    failed(&halted, "shop", "rolled-back", &["served-differs"])?;
     Picture::take(world)?.unchanged(&before, &["shop"])?;
     one.engine.docker(&[&forgotten[..], &["-s", "stop"]].concat())?;
     retry(world, &id)?;
@@ -252,13 +253,14 @@ fn retry(world: &World, id: &str) -> Result<()> {
 }
 
 /// One target failed, and the rotation says which, how and why.
-fn failed(rotation: &Value, service: &str, state: &str, code: &str) -> Result<()> {
+fn failed(rotation: &Value, service: &str, state: &str, codes: &[&str]) -> Result<()> {
     let failures = rotation["failures"].as_array().context("failures")?;
     ensure!(failures.len() == 1, "{failures:?}");
     let failure = &failures[0];
     let label = failure["label"].as_str().unwrap_or_default();
     ensure!(label.contains(service), "{failure}");
-    ensure!(failure["state"] == state && failure["code"] == code, "{failure}");
+    ensure!(failure["state"] == state, "{failure}");
+    ensure!(codes.iter().any(|code| failure["code"] == *code), "{failure}");
     Ok(())
 }
 

@@ -34,8 +34,8 @@ impl Ledger {
     pub fn note(&mut self, ask: Ask) -> Result<()> {
         let now = Self {
             audit: list(&ask(&["audit", "list"])?)?,
-            rotations: fields(&ask(&["rotation", "list"])?, "id")?,
-            authorities: fields(&ask(&["authority", "list"])?, "fingerprint")?,
+            rotations: fields(&ask(&["rotation", "list"])?, "id"),
+            authorities: fields(&ask(&["authority", "list"])?, "fingerprint"),
         };
         let kept = now.audit.len() >= self.audit.len() && now.audit[..self.audit.len()] == self.audit;
         ensure!(kept, "the audit log lost or changed entries it had acknowledged");
@@ -131,7 +131,13 @@ fn list(value: &Value) -> Result<Vec<Value>> {
     Ok(value.as_array().context("a list")?.clone())
 }
 
-fn fields(rows: &Value, name: &str) -> Result<BTreeSet<String>> {
-    let all = list(rows)?;
-    Ok(all.iter().filter_map(|row| row[name].as_str().map(ToOwned::to_owned)).collect())
+/// The values of a field, at whatever depth.
+fn fields(value: &Value, name: &str) -> BTreeSet<String> {
+    let own = value.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
+    let below: Vec<&Value> = match value {
+        Value::Array(items) => items.iter().collect(),
+        Value::Object(fields) => fields.values().collect(),
+        _ => Vec::new(),
+    };
+    own.into_iter().chain(below.into_iter().flat_map(|value| fields(value, name))).collect()
 }

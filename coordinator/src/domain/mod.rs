@@ -4,6 +4,7 @@
 //! `apply(event)`, and every `match` over it names all states. The engine, the
 //! issuance and the gRPC services ask; nobody here knows of them.
 
+pub(crate) mod allowance;
 pub mod authority;
 pub mod csr;
 pub mod evidence;

@@ -184,6 +184,10 @@ impl Session {
         self.parts.metrics.sessions.dec();
         if let Err(error) = ended {
             tracing::debug!(host = %self.host, error = %error.message(), "session ended");
+            // What an honest agent never sends.
+            if matches!(error.code(), tonic::Code::InvalidArgument | tonic::Code::OutOfRange) {
+                self.parts.refused.note(&format!("host/{}", self.host), error.message()).await;
+            }
             self.fail(error).await;
         }
     }

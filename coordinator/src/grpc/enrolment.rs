@@ -13,10 +13,10 @@ use reseal_proto::v1::enrolment_server::Enrolment;
 use reseal_proto::v1::{EnrolRequest, IdentityReply, RenewRequest};
 use tonic::{Request, Response, Status};
 
-use super::allowance::Allowance;
 use super::auth;
 use super::convert::{chain, status};
 use crate::domain::Now;
+use crate::domain::allowance::Allowance;
 use crate::domain::csr;
 use crate::issuance::control::{ClientCertificate, ControlPlane};
 use crate::issuance::profile::AGENT_IDENTITY;

@@ -5,7 +5,6 @@
 //! the engine.
 
 mod agent;
-mod allowance;
 mod auth;
 mod convert;
 mod enrolment;

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::allowance::Allowance;
 use crate::domain::Now;
+use crate::domain::allowance::Allowance;
 use crate::metrics::Metrics;
 use crate::store::{AuditDraft, Commit, Store};
 

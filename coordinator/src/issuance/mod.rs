@@ -18,7 +18,7 @@ mod message;
 pub mod profile;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use reseal_proto::facts::FactsError;
 use reseal_proto::v1;
@@ -29,6 +29,7 @@ use self::issuer::Issuer as _;
 use self::keyring::{Keyring, KeyringError};
 use self::message::{Applicant, Message};
 use self::profile::ProfileError;
+use crate::domain::allowance::Allowance;
 use crate::domain::csr::{self, Request};
 use crate::domain::policy::Policy;
 use crate::domain::{Now, rotation};
@@ -123,6 +124,7 @@ pub struct Issuance {
     cores: Arc<Semaphore>,
     now: Now,
     cache: Arc<RwLock<Cache>>,
+    refusals: Arc<Mutex<Allowance>>,
 }
 
 /// What every CSR needs and rarely changes. Stale entries are caught by the
@@ -140,7 +142,8 @@ struct Cache {
 impl Issuance {
     /// `cores` is how many signatures may be computed at a time.
     pub fn new(store: Store, keyring: Arc<Keyring>, cores: usize, now: Now) -> Self {
-        Self { store, keyring, cores: Arc::new(Semaphore::new(cores.max(1))), now, cache: Arc::default() }
+        let cores = Arc::new(Semaphore::new(cores.max(1)));
+        Self { store, keyring, cores, now, cache: Arc::default(), refusals: Arc::default() }
     }
 
     /// Policies, authorities or rotations changed: read them again before the next use.
@@ -214,7 +217,7 @@ impl Issuance {
         };
         let mut message = Message::judge(&applicant, batch_name, csrs, parsed);
         if message.grants.is_empty() {
-            self.audit(host, batch_name, &message, "").await?;
+            self.audit_refusal(self.draft(host, batch_name, &message, "")).await?;
             return Ok(message.answer(Issued::default(), &[]));
         }
         let builtin = self.builtin().await?;
@@ -229,7 +232,11 @@ impl Issuance {
                 path.clone()
             }
             None if earlier.len() >= MAX_MESSAGES => {
-                return Err(IssuanceError::Often { host: host.to_owned(), batch: batch_name.to_owned() });
+                let refused = IssuanceError::Often { host: host.to_owned(), batch: batch_name.to_owned() };
+                let detail = format!("{} refused: {refused}", csrs.len());
+                let draft = self.draft(host, batch_name, &message, "");
+                self.audit_refusal(AuditDraft { outcome: "refused".into(), detail, ..draft }).await?;
+                return Err(refused);
             }
             None => keys::issued(host, batch_name, earlier.len()),
         };
@@ -351,14 +358,11 @@ impl Issuance {
         pick(&self.cache.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn audit(
-        &self,
-        host: &str,
-        batch: &str,
-        message: &Message,
-        issuer: &str,
-    ) -> Result<(), IssuanceError> {
-        self.store.commit(Commit::new().audit(self.draft(host, batch, message, issuer))).await?;
+    /// Within bounds: a host that asks for what it may not have must not fill the audit log.
+    async fn audit_refusal(&self, draft: AuditDraft) -> Result<(), IssuanceError> {
+        if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(draft.at) {
+            self.store.commit(Commit::new().audit(draft)).await?;
+        }
         Ok(())
     }
 

@@ -29,10 +29,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
-use super::allowance::Allowance;
 use super::auth::{self, Caller, OperatorRole};
 use super::convert::status;
 use crate::domain::Now;
+use crate::domain::allowance::Allowance;
 use crate::domain::rotation as machine;
 use crate::domain::selection::Selection as Chosen;
 use crate::issuance::Issuance;

@@ -1,4 +1,7 @@
 //! How many refusals are audited: a flood must not fill the audit chain.
+//!
+//! One allowance per kind of refusal; what goes beyond is counted in a metric,
+//! not written. The gRPC services and the issuance hold one each.
 
 /// Refusals audited in one second.
 const PER_SECOND: u32 = 10;
