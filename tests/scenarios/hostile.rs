@@ -71,7 +71,7 @@ fn ten_thousand_requests_get_a_handful_of_certificates() -> Result<()> {
         ensure!(issued >= 50, "not even the first message was answered");
 
         // Counted: all of them. Audited: with the reason, and not without end.
-        let refused = coordinator.metric("reseal_certificates_total{result=\"refused\"}")?;
+        let refused = coordinator.metric("reseal_certificates_total{result=\"failed\"}")?;
         ensure!(
             refused == (MESSAGES * 50 - issued) as u64,
             "{refused} refusals are counted, {issued} issued"
