@@ -42,7 +42,7 @@ fn a_clock_that_jumps_breaks_no_service_and_holds_up_nothing() -> Result<()> {
     coordinator_ahead(&mut world, &coordinators, &agents).context("the coordinator's clock is ahead")?;
     invariants::hold(&world, &mut ledger)?;
     coordinator_behind(&world, &coordinators).context("the coordinator's clock is behind")?;
-    invariants::hold(&world, &mut ledger)?;
+    invariants::hold(&world, &mut ledger).context("after the coordinator's clock was behind")?;
     agent_ahead(&mut world, &agents).context("the agent's clock is ahead")?;
     invariants::hold(&world, &mut ledger)?;
     agent_behind(&mut world, &agents).context("the agent's clock is behind")?;

@@ -57,13 +57,13 @@ pub fn hold(world: &World, ledger: &mut Ledger) -> Result<()> {
     proof::no_mismatched_pair(world)?;
     ledger.note(&ask).context("no acknowledged record is lost")?;
     nothing_stuck(&ask)?;
-    let mut newest: BTreeMap<String, (i64, TargetProof)> = BTreeMap::new();
+    let mut newest: BTreeMap<String, (Vec<u64>, TargetProof)> = BTreeMap::new();
     for id in &ledger.rotations {
         for payload in payloads(&ask, id)? {
+            let number = numbers(&payload.batch);
             for target in payload.targets {
-                let known = newest.get(&target.installation).map_or(i64::MIN, |(at, _)| *at);
-                if payload.started_at >= known {
-                    newest.insert(target.installation.clone(), (payload.started_at, target));
+                if newest.get(&target.installation).is_none_or(|(known, _)| *known < number) {
+                    newest.insert(target.installation.clone(), (number.clone(), target));
                 }
             }
         }
@@ -91,6 +91,11 @@ pub fn hold(world: &World, ledger: &mut Ledger) -> Result<()> {
     }
     ensure!(ledger.rotations.is_empty() || compared > 0, "nothing on record is on a disk that was looked at");
     Ok(())
+}
+
+/// `r7.1-1` as numbers: rotation, batch, epoch. Clocks may be wrong, these rise.
+fn numbers(batch: &str) -> Vec<u64> {
+    batch.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
 /// Every rotation is at its end, or says what it waits for.

@@ -119,6 +119,12 @@ pub fn batch_name(rotation: &str, number: usize, epoch: u64) -> String {
     format!("{rotation}.{number}-{epoch}")
 }
 
+/// The number in a batch's name: a later try has a higher one. 0 when there is none.
+pub fn batch_number(name: &str) -> u64 {
+    let (_, number) = name.split_once('.').unwrap_or_default();
+    number.split('-').next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
 /// A new target for an installation as it is on record; its first certificate will have `serial`.
 pub fn pending(installation: &Installation, serial: impl Into<Vec<u8>>) -> Target {
     Target {

@@ -10,6 +10,7 @@ use reseal_proto::v1::{self, EvidencePayload, Grade, TargetState};
 use serde::{Deserialize, Serialize};
 
 use super::{BatchRecord, Residual};
+use crate::domain::target;
 
 /// Every target in exactly one of the states.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -222,13 +223,16 @@ fn newest<'a>(batches: &'a [Read<'a>]) -> (BTreeMap<Key<'a>, Proof<'a>>, u64) {
     let mut newest: BTreeMap<Key<'a>, Proof<'a>> = BTreeMap::new();
     let mut results = 0;
     for batch in batches {
-        for target in &batch.payload.targets {
+        for proof in &batch.payload.targets {
             results += 1;
-            let key = (batch.record.host.as_str(), target.installation.as_str());
-            // By when the work began: a result that was sent again late is not newer work.
-            let at = |read: &Read<'_>| (read.payload.started_at, read.countersignature.received_at);
+            let key = (batch.record.host.as_str(), proof.installation.as_str());
+            // By the order's number, which no clock has a say in: a result that was sent again
+            // late is not newer work, and one under a clock that was put back is not older.
+            let at = |read: &Read<'_>| {
+                (target::batch_number(&read.record.batch), read.countersignature.received_at)
+            };
             if newest.get(&key).is_none_or(|(before, _)| at(before) <= at(batch)) {
-                newest.insert(key, (batch, target));
+                newest.insert(key, (batch, proof));
             }
         }
     }

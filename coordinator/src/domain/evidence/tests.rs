@@ -503,11 +503,13 @@ fn the_lists_may_rate_worse_and_the_newest_result_counts() {
         ..Default::default()
     };
     let first = fleet.batch(&web1, &payload("web-1", "r7.0", vec![failed]), &[]);
-    let mut second =
-        fleet.batch(&web1, &payload("web-1", "r7.1", vec![proof("/tls/site.crt", &one)]), &[one]);
-    fleet.countersign(&mut second, RECEIVED + 5);
+    // Neither the order in the file matters nor a clock that was put back by an hour in
+    // between, on the host or here.
+    let mut early = payload("web-1", "r7.1", vec![proof("/tls/site.crt", &one)]);
+    early.started_at -= 3600;
+    let mut second = fleet.batch(&web1, &early, &[one]);
+    fleet.countersign(&mut second, RECEIVED - 5);
     let mut retried = body(&fleet);
-    // Order in the file does not matter, arrival does.
     retried.batches = vec![second, first];
     retried.residual.stragglers.clear();
     let verified = verify(&fleet.seal(retried.clone()), fleet.anchor()).unwrap();
