@@ -5,12 +5,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use reseal_proto::v1::{RotationState, TargetState};
 use reseal_tests::fault::clock::Clock;
 use reseal_tests::fleet::Fleet;
 use reseal_tests::invariants::{self, Ledger};
 use reseal_tests::process::{turn, wait_until};
 use reseal_tests::product::{Binaries, wait_for_sessions};
 use reseal_tests::services::Service;
+use reseal_tests::wire::{self, ask};
 use reseal_tests::world::World;
 use reseal_tests::{openssl, probe, proof};
 
@@ -121,6 +123,36 @@ fn agent_behind(world: &mut World, agents: &Clock) -> Result<()> {
     world.coordinator.text(&["rotation", "retry", &id])?;
     world.coordinator.completed(&id, LONG)?;
     all_replaced(world, &before)
+}
+
+/// A host is at work when the coordinator's clock jumps: it is not given up for hours that did
+/// not pass.
+#[test]
+fn a_clock_put_forward_gives_nobody_up() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let clock = Clock::new(directory.path())?;
+    ask::runtime().block_on(async {
+        let mut coordinator = wire::Coordinator::start(ask::settings()?).await?;
+        coordinator.kill();
+        coordinator.run(&clock.environment())?;
+        let mut operator = coordinator.operator().await?;
+        let mut puppet = wire::Puppet::enrol(&coordinator, "h1", 1).await?;
+        let mut session = puppet.connect().await?;
+        puppet.serve(&mut session).await?;
+        let id = operator.rotate(ask::of_hosts("h1", "100%", 1)).await?.into_inner().id;
+        let order = session.next_that(wire::an_order).await?;
+        clock.set(6 * HOUR)?;
+        // The engine has seen it.
+        ask::until("the engine to notice", 20, async || {
+            Ok(coordinator.log().contains("put forward").then_some(()))
+        })
+        .await?;
+        puppet.obtain(&mut session, &order).await?;
+        puppet.report(&mut session, &order, TargetState::Verified).await?;
+        let done = ask::in_state(&operator, &id, RotationState::Completed).await?;
+        ensure!(done.failures.is_empty(), "{done:?}");
+        Ok(())
+    })
 }
 
 fn start_agent(world: &mut World, clock: &Clock) -> Result<()> {

@@ -13,6 +13,7 @@
 //! - [`missed`]: finds targets that a running rotation did not know of.
 //! - [`renewals`]: orders what is due by plan.
 //! - [`orphans`]: removes batches of rotations that never began.
+//! - [`steady`]: notices a clock that was put forward or back, so that patience is not measured by it.
 
 mod excluded;
 mod missed;
@@ -21,6 +22,7 @@ mod overdue;
 mod overtaken;
 mod renewals;
 mod rotations;
+mod steady;
 mod stragglers;
 
 use std::time::Duration;
@@ -28,6 +30,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
+use self::steady::Steady;
 use crate::domain::Now;
 use crate::metrics::Metrics;
 use crate::store::{Commit, Lease, Presence, Store, StoreError, keys};
@@ -63,6 +66,8 @@ struct Turn<'a> {
     engine: &'a Engine,
     lease: &'a Lease,
     now: i64,
+    /// Patience is counted from here at the earliest; see [`steady`].
+    settled: i64,
 }
 
 impl Engine {
@@ -92,6 +97,7 @@ impl Engine {
         changed: &mut watch::Receiver<u64>,
         shutdown: &mut watch::Receiver<bool>,
     ) {
+        let mut steady = Steady::new(self.started_at, (self.now)());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -107,7 +113,8 @@ impl Engine {
                     Err(error) => return tracing::error!(%error, "cannot renew the engine's lease"),
                 }
             }
-            let turn = Turn { engine: self, lease, now: (self.now)() };
+            let now = (self.now)();
+            let turn = Turn { engine: self, lease, now, settled: steady.settled(now) };
             let span = tracing::debug_span!("engine.turn", by_clock);
             match turn.take(by_clock).instrument(span).await {
                 Ok(()) => {}
@@ -150,6 +157,11 @@ impl Turn<'_> {
             Err(error) if error.is_conflict() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Have so many seconds passed since then?
+    fn has_passed(&self, seconds: i64, since: i64) -> bool {
+        steady::has_passed(seconds, since, self.settled, self.now)
     }
 
     async fn take(&self, by_clock: bool) -> Result<(), StoreError> {

@@ -21,7 +21,7 @@ pub(super) async fn fail(turn: &Turn<'_>) -> Result<(), StoreError> {
     for (host, batch) in overdue(turn) {
         let key = keys::batch(&host, &batch);
         let Some(mut record) = turn.engine.store.get::<Batch>(&key).await? else { continue };
-        if record.value.finished_at != 0 || record.value.created_at + PATIENCE > turn.now {
+        if record.value.finished_at != 0 || !turn.has_passed(PATIENCE, record.value.created_at) {
             continue;
         }
         let before = ends(&record.value);
@@ -70,7 +70,9 @@ fn overdue(turn: &Turn<'_>) -> Vec<(String, String)> {
             }
         });
         if let Some((open, ordered_at)) = ordered
-            && turn.now >= ordered_at.max(connected.since).max(host.last_finished) + PATIENCE
+            && [ordered_at, connected.since, host.last_finished]
+                .iter()
+                .all(|since| turn.has_passed(PATIENCE, *since))
         {
             found.push((name.to_string(), open.batch.to_string()));
         }

@@ -39,7 +39,7 @@ fn absent(turn: &Turn<'_>) -> Vec<(String, String)> {
     let state = engine.view.read();
     let mut found = Vec::new();
     for rotation in state.rotations.values() {
-        if !rotation::accepts_work(rotation.state) || !has_passed(rotation.record.wave_at, turn.now) {
+        if !rotation::accepts_work(rotation.state) || !turn.has_passed(ABSENCE, rotation.record.wave_at) {
             continue;
         }
         for ((host, batch), view) in &rotation.batches {
@@ -47,31 +47,10 @@ fn absent(turn: &Turn<'_>) -> Vec<(String, String)> {
                 continue;
             }
             let since = engine.presence.absent_since(host, engine.started_at);
-            if since.is_some_and(|since| has_passed(since, turn.now)) {
+            if since.is_some_and(|since| turn.has_passed(ABSENCE, since)) {
                 found.push((host.to_string(), batch.to_string()));
             }
         }
     }
     found
-}
-
-/// Is the absence long enough? A moment that is still to come was written by a clock that was
-/// wrong: it counts as long ago, so that no gate waits for that hour. A straggler loses nothing.
-fn has_passed(since: i64, now: i64) -> bool {
-    now >= since.saturating_add(ABSENCE) || since > now.saturating_add(ABSENCE)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_was_put_back_delays_nothing() {
-        assert!(!has_passed(1000, 1000));
-        assert!(!has_passed(1000, 1029));
-        assert!(has_passed(1000, 1030));
-        // A second's correction is no other clock.
-        assert!(!has_passed(1001, 1000));
-        assert!(has_passed(1000 + 6 * 3600, 1000));
-    }
 }

@@ -17,43 +17,45 @@ use anyhow::{Context, Result};
 use crate::fleet::Host;
 use crate::process::run;
 
-/// What a host's link does to packets, both ways, until the value is dropped.
+/// A host whose link loses packets, both ways, until the value is dropped.
 #[derive(Debug)]
 pub struct Lossy<'a> {
     host: &'a Host,
-    rules: Vec<Vec<&'static str>>,
 }
 
-impl<'a> Lossy<'a> {
-    /// Loses every packet and tells nobody: the peer has vanished.
-    pub fn silent(host: &'a Host) -> Result<Self> {
-        Self::with(host, &[])
-    }
+const EVERY_THIRD: &[&str] = &["-m", "statistic", "--mode", "nth", "--every", "3", "--packet", "0"];
 
+impl<'a> Lossy<'a> {
     /// Loses every third packet.
     pub fn every_third(host: &'a Host) -> Result<Self> {
-        Self::with(host, &["-m", "statistic", "--mode", "nth", "--every", "3", "--packet", "0"])
-    }
-
-    fn with(host: &'a Host, matches: &[&'static str]) -> Result<Self> {
-        let mut lossy = Self { host, rules: Vec::new() };
-        for place in [["INPUT", "-i"], ["OUTPUT", "-o"]] {
-            let rule = [&place[..], &["eth0", "-p", "tcp"], matches, &["-j", "DROP"]].concat();
-            iptables(host, "-I", &rule)?;
-            lossy.rules.push(rule);
-        }
-        Ok(lossy)
+        drop_packets(host, "-I", EVERY_THIRD)?;
+        Ok(Self { host })
     }
 }
 
 impl Drop for Lossy<'_> {
     fn drop(&mut self) {
-        for rule in &self.rules {
-            if let Err(error) = iptables(self.host, "-D", rule) {
-                eprintln!("could not heal the link of {}: {error:#}", self.host.name);
-            }
+        if let Err(error) = drop_packets(self.host, "-D", EVERY_THIRD) {
+            eprintln!("could not heal the link of {}: {error:#}", self.host.name);
         }
     }
+}
+
+/// Loses every packet of a host and tells nobody, until [`appear`]: the peer has vanished.
+pub fn vanish(host: &Host) -> Result<()> {
+    drop_packets(host, "-I", &[])
+}
+
+/// It is there again.
+pub fn appear(host: &Host) -> Result<()> {
+    drop_packets(host, "-D", &[])
+}
+
+fn drop_packets(host: &Host, verb: &str, matches: &[&str]) -> Result<()> {
+    for place in [["INPUT", "-i"], ["OUTPUT", "-o"]] {
+        iptables(host, verb, &[&place[..], &["eth0", "-p", "tcp"], matches, &["-j", "DROP"]].concat())?;
+    }
+    Ok(())
 }
 
 /// Leads a host's connections to the coordinator through a [`Relay`], from the next one on,
