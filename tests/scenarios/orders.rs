@@ -28,7 +28,12 @@ fn policy(lifetime_seconds: u64) -> Policy {
 }
 
 async fn control(operator: &mut Operator, id: &str, action: RotationAction) -> Result<()> {
-    let request = ControlRotationRequest { id: id.into(), action: action.into(), reason: "scenario".into() };
+    let request = ControlRotationRequest {
+        id: id.into(),
+        action: action.into(),
+        reason: "scenario".into(),
+        ..ControlRotationRequest::default()
+    };
     operator.control_rotation(request).await?;
     Ok(())
 }

@@ -23,6 +23,9 @@ const LONG: Duration = Duration::from_secs(60);
 const EVERYTHING: [&str; 4] = ["--host-label", "env=demo", "--waves", "1,100%"];
 const SHOP: [&str; 4] = ["--name", "shop.one.fleet.test", "--waves", "100%"];
 
+/// What fails, and the check of it.
+type Phase = (&'static str, fn(&World) -> Result<()>);
+
 /// `shop` is the one that fails.
 fn cast(fleet: &Fleet) -> Result<Vec<Service>> {
     let (one, two) = (fleet.host("one")?, fleet.host("two")?);
@@ -44,7 +47,7 @@ fn a_service_that_fails_is_rolled_back_or_held_and_stops_the_rotation() -> Resul
     let mut ledger = Ledger::default();
     let healthy: Vec<_> = world.endpoints().into_iter().filter(|one| one.service != "shop").collect();
     let client = probe::Client::start(&healthy, &world.root, 5)?;
-    let phases: [(&str, fn(&World) -> Result<()>); 7] = [
+    let phases: [Phase; 7] = [
         ("a worker that is held open", a_held_worker_disturbs_nobody),
         ("a refused configuration, rolled back", a_refused_configuration_is_rolled_back),
         ("a refused configuration, held", a_refused_configuration_is_held_as_ordered),

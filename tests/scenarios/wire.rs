@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::{
-    BanHostRequest, ControlRotationRequest, Csr, CsrBatch, Hello, HostRequest, ListAuditRequest, Policy,
-    RotateRequest, RotationAction, RotationRequest, RotationState, TargetState, Usage,
+    BanHostRequest, ControlRotationRequest, Csr, CsrBatch, Hello, HostRequest, Policy, RotateRequest,
+    RotationAction, RotationRequest, RotationState, TargetState, Usage,
 };
 use reseal_tests::product::rotate;
 use reseal_tests::wire::ask::{audit, code, from_a, in_state, runtime, settings, show, until};
