@@ -78,12 +78,17 @@ pub const TABLE: &[(&str, &str)] = &[
         "declare another reseal.cert.NAME.reload: PID 1 ignores the signal, often a shell in front; then retry",
     ),
     (
+        "consumer-stopped",
+        "see why its container keeps stopping on {host}: `docker logs`, then start it; then retry",
+    ),
+    (
         "process-invisible",
         "see `reseal-agent doctor` on {host}: the agent cannot see the container's process; then retry",
     ),
     ("exec-failed", "run the command that the reason names in the container, mend it; then retry"),
     ("docker-failed", "see that Docker on {host} answers: `reseal-agent doctor`; then retry"),
     // Verifying.
+    ("clock-skew", "set the clock of {host}: within a minute the proof is completed by itself"),
     (
         "served-differs",
         "the program reads another file or does not reload certificates: look at its configuration; then retry",
@@ -188,7 +193,8 @@ mod tests {
         let missing: Vec<&String> = used.difference(&known).collect();
         assert!(missing.is_empty(), "no remedy for {missing:?}");
         let unused: Vec<&String> = known.difference(&used).collect();
-        let made_here = ["straggler", "unserved", "overtaken"];
+        // The last one is a constant in the agent.
+        let made_here = ["straggler", "unserved", "overtaken", "clock-skew"];
         assert!(unused.iter().all(|code| made_here.contains(&code.as_str())), "nobody says {unused:?}");
     }
 

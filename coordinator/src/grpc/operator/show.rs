@@ -122,8 +122,8 @@ impl OperatorService {
 pub(super) fn code(target: &Target) -> &str {
     match target.state() {
         TargetState::Straggler => "straggler",
-        TargetState::Unserved if target.overtaken_by.is_empty() => "unserved",
-        TargetState::Unserved => "overtaken",
+        TargetState::Unserved if target.overtaken => "overtaken",
+        TargetState::Unserved => target.failure.as_ref().map_or("unserved", |failure| failure.code.as_str()),
         _ => target.failure.as_ref().map_or("", |failure| failure.code.as_str()),
     }
 }
