@@ -8,8 +8,10 @@ use reseal_proto::telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::config::Config;
+use crate::domain::Now;
 use crate::engine::Engine;
 use crate::grpc;
 use crate::issuance::Issuance;
@@ -48,36 +50,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let keyring = Arc::new(Keyring::load(&config.kek_files)?);
     let store = Store::open(&config.data_dir, &config.name)?;
     crate::restore::check(&store).await?;
-    let control = Arc::new(ControlPlane::load(&store, &keyring).await?);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let issuance = Issuance::new(store.clone(), keyring.clone(), cores, now);
-    let view = View::default();
-    let hints = store.watch();
-    view.load(&store).await?;
-    let metrics = Metrics::default();
-    let presence = Presence::new(HOSTS);
-    let started_at = now();
     let (stop, stopping) = watch::channel(false);
-
-    let follower = {
-        let (view, store, issuance) = (view.clone(), store.clone(), issuance.clone());
-        tokio::spawn(async move { view.follow(store, hints, move || issuance.forget()).await })
-    };
-    let engine = Engine {
-        store: store.clone(),
-        view: view.clone(),
-        presence: presence.clone(),
-        metrics: metrics.clone(),
-        now,
-        name: config.name.clone(),
-        started_at,
-    };
-    let engine = tokio::spawn(engine.run(stopping.clone()));
+    let wiring = Wiring { name: config.name.clone(), advertise: config.advertise.into(), now };
+    let App { parts, engine, follower } = App::start(store, keyring, wiring, stopping.clone()).await?;
     if let Some(address) = config.metrics_listen {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on metrics_listen {address}"))?;
-        tokio::spawn(monitor::serve(listener, metrics.clone(), view.clone()));
+        tokio::spawn(monitor::serve(listener, parts.metrics.clone(), parts.view.clone()));
     }
     let listener = TcpListener::bind(config.listen)
         .await
@@ -85,23 +65,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!(
         name = %config.name,
         listen = %config.listen,
-        fleet = %control.fleet,
-        epoch = store.epoch(),
-        hosts = view.read().hosts.len(),
+        fleet = %parts.control.fleet,
+        epoch = parts.store.epoch(),
+        hosts = parts.view.read().hosts.len(),
         "coordinator is up"
     );
-    let parts = grpc::Parts {
-        store,
-        view,
-        presence,
-        issuance,
-        control,
-        keyring,
-        metrics,
-        advertise: config.advertise.into(),
-        now,
-        started_at,
-    };
     let server = tokio::spawn(grpc::serve(listener, parts, stopping));
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -117,6 +85,73 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(grace, engine).await;
     follower.abort();
     Ok(())
+}
+
+/// A coordinator that runs, and what its services are made of.
+pub(crate) struct App {
+    pub(crate) parts: grpc::Parts,
+    /// Ends when it is told to stop.
+    pub(crate) engine: JoinHandle<()>,
+    /// Brings the projection up to date.
+    pub(crate) follower: JoinHandle<()>,
+}
+
+/// What an [`App`] is told about itself.
+pub(crate) struct Wiring {
+    /// Name of this coordinator.
+    pub(crate) name: String,
+    /// What join tokens say about where to connect.
+    pub(crate) advertise: Arc<[String]>,
+    /// The clock.
+    pub(crate) now: Now,
+}
+
+impl App {
+    /// Wires the parts over an open store and starts the engine.
+    pub(crate) async fn start(
+        store: Store,
+        keyring: Arc<Keyring>,
+        wiring: Wiring,
+        stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<Self> {
+        let Wiring { name, advertise, now } = wiring;
+        let control = Arc::new(ControlPlane::load(&store, &keyring).await?);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let issuance = Issuance::new(store.clone(), keyring.clone(), cores, now);
+        let view = View::default();
+        let hints = store.watch();
+        view.load(&store).await?;
+        let presence = Presence::new(HOSTS);
+        let started_at = now();
+        let follower = {
+            let (view, store, issuance) = (view.clone(), store.clone(), issuance.clone());
+            tokio::spawn(async move { view.follow(store, hints, move || issuance.forget()).await })
+        };
+        let metrics = Metrics::default();
+        let engine = Engine {
+            store: store.clone(),
+            view: view.clone(),
+            presence: presence.clone(),
+            metrics: metrics.clone(),
+            now,
+            name,
+            started_at,
+        };
+        let engine = tokio::spawn(engine.run(stopping));
+        let parts = grpc::Parts {
+            store,
+            view,
+            presence,
+            issuance,
+            control,
+            keyring,
+            metrics,
+            advertise,
+            now,
+            started_at,
+        };
+        Ok(Self { parts, engine, follower })
+    }
 }
 
 /// Ten thousand agents are ten thousand descriptors.

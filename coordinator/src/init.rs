@@ -83,24 +83,59 @@ pub async fn run(options: Options) -> anyhow::Result<Summary> {
         }
         made => made?,
     };
-    let now = now();
+    let Made { commit, control_ca, managed_root, root_pkcs8, admin_certificate, admin_key, authorities } =
+        make(&fleet, &admin, &keyring, now())?;
+    // The files first: a fleet whose root key is nowhere would be worse than none.
+    ceremony::write_root(&root_key_out, &fleet, &managed_root, &root_pkcs8, &keyring)?;
+    let credentials = Credentials {
+        fleet: fleet.clone(),
+        coordinators: config.advertise.clone(),
+        operator: admin.clone(),
+        ca: pem("CERTIFICATE", &control_ca),
+        certificate: pem("CERTIFICATE", &admin_certificate),
+        key: admin_key.serialize_pem(),
+    };
+    credentials.write(admin_file)?;
+    store.commit(commit).await?;
+    Ok(Summary { fleet, anchor: hex::encode(sha256(&control_ca)), authorities, admin_out, root_key_out })
+}
 
+/// A fleet, not on record yet.
+pub(crate) struct Made {
+    /// Records it.
+    pub(crate) commit: Commit,
+    /// The control-plane CA's certificate, DER.
+    pub(crate) control_ca: Vec<u8>,
+    /// The managed root's certificate, DER.
+    pub(crate) managed_root: Vec<u8>,
+    /// Its key, PKCS#8 DER: nowhere else.
+    pub(crate) root_pkcs8: Zeroizing<Vec<u8>>,
+    /// Of the first admin, DER.
+    pub(crate) admin_certificate: Vec<u8>,
+    /// Its key.
+    pub(crate) admin_key: rcgen::KeyPair,
+    /// "builtin/a (active)" ...
+    pub(crate) authorities: Vec<String>,
+}
+
+/// Makes every key and certificate of a fleet.
+pub(crate) fn make(fleet: &str, admin: &str, keyring: &Keyring, now: i64) -> anyhow::Result<Made> {
     let control_key = profile::new_key();
-    let control_ca = profile::control_ca(&fleet, &control_key, now)?;
+    let control_ca = profile::control_ca(fleet, &control_key, now)?;
     let control = profile::ca("control-plane CA", &control_ca, &Zeroizing::new(control_key.serialize_der()))?;
     let evidence_key = profile::new_key();
-    let identity = |role| Identity { fleet: fleet.clone(), role };
+    let identity = |role| Identity { fleet: fleet.to_owned(), role };
     let evidence_certificate = profile::evidence(&identity(Role::Coordinator), &evidence_key, &control, now)?;
 
     let root_key = profile::new_key();
-    let managed_root = profile::managed_root(&fleet, &root_key, now)?;
+    let managed_root = profile::managed_root(fleet, &root_key, now)?;
     let root_pkcs8 = Zeroizing::new(root_key.serialize_der());
     let root = profile::ca("managed root", &managed_root, &root_pkcs8)?;
 
     let admin_key = profile::new_key();
     let admin_spki = profile::spki_of(&admin_key);
-    let admin_leaf = profile::client(
-        &identity(Role::Operator(admin.clone())),
+    let admin_certificate = profile::client(
+        &identity(Role::Operator(admin.to_owned())),
         &admin_spki,
         OPERATOR_IDENTITY,
         &control,
@@ -113,7 +148,7 @@ pub async fn run(options: Options) -> anyhow::Result<Summary> {
         .put(
             keys::FLEET,
             &Fleet {
-                name: fleet.clone(),
+                name: fleet.to_owned(),
                 control_ca: control_ca.clone(),
                 control_key: wrap(&control_key),
                 managed_root: managed_root.clone(),
@@ -123,7 +158,7 @@ pub async fn run(options: Options) -> anyhow::Result<Summary> {
             },
         )
         .put(
-            keys::operator(&admin),
+            keys::operator(admin),
             &Operator {
                 role: "admin".into(),
                 spki_sha256: sha256(&admin_spki).to_vec(),
@@ -143,7 +178,7 @@ pub async fn run(options: Options) -> anyhow::Result<Summary> {
     let mut authorities = Vec::new();
     for (slot, state) in [("a", AuthorityState::Active), ("b", AuthorityState::Prepared)] {
         let key = profile::new_key();
-        let name = profile::authority_name(&fleet, slot);
+        let name = profile::authority_name(fleet, slot);
         let certificate = profile::intermediate(&name, &profile::spki_of(&key), &root, now)?;
         commit = commit.put(
             keys::authority(slot),
@@ -157,19 +192,7 @@ pub async fn run(options: Options) -> anyhow::Result<Summary> {
         );
         authorities.push(format!("builtin/{slot} ({})", crate::domain::authority::word(state)));
     }
-    // The files first: a fleet whose root key is nowhere would be worse than none.
-    ceremony::write_root(&root_key_out, &fleet, &managed_root, &root_pkcs8, &keyring)?;
-    let credentials = Credentials {
-        fleet: fleet.clone(),
-        coordinators: config.advertise.clone(),
-        operator: admin.clone(),
-        ca: pem("CERTIFICATE", &control_ca),
-        certificate: pem("CERTIFICATE", &admin_leaf),
-        key: admin_key.serialize_pem(),
-    };
-    credentials.write(admin_file)?;
-    store.commit(commit).await?;
-    Ok(Summary { fleet, anchor: hex::encode(sha256(&control_ca)), authorities, admin_out, root_key_out })
+    Ok(Made { commit, control_ca, managed_root, root_pkcs8, admin_certificate, admin_key, authorities })
 }
 
 /// Makes an admin from the store of a stopped coordinator: the way back when every

@@ -10,6 +10,8 @@
 //! - [`issuance`]: CSRs in, chains out, intent first.
 //! - [`domain`]: decisions, without I/O, clock or randomness.
 //! - [`metrics`], [`monitor`]: numbers for Prometheus.
+//!
+//! The feature `simulation` adds a module of that name: all of it without threads, disk and TLS.
 
 pub mod app;
 pub mod cli;
@@ -23,5 +25,7 @@ pub mod issuance;
 pub mod metrics;
 pub mod monitor;
 pub mod restore;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod store;
 pub mod view;

@@ -44,6 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("restore", &["domain", "store"]),
     ("config", &[]),
     ("fail", &[]),
+    ("simulation", &["app", "domain", "grpc", "init", "issuance", "store", "view"]),
     (
         "app",
         &["config", "engine", "grpc", "issuance", "metrics", "monitor", "restore", "store", "view", "domain"],

@@ -17,6 +17,7 @@
 //! - [`proof`]: what must hold after a rotation, and after a crash; [`invariants`] is the list for every fault.
 //! - [`fault`]: links that lose, clocks that are wrong, disks that fail.
 //! - [`demo`]: what `deploy/demo` shows.
+//! - `simulation`, with the feature of that name: coordinator and model agents on one thread, by a simulated clock.
 //! - [`pki`]: a CA made with the `openssl` program, for tests of the harness and for forgeries.
 //!
 //! Nothing here looks inside the product; a scenario believes only what a client sees.
@@ -38,6 +39,8 @@ pub mod process;
 pub mod product;
 pub mod proof;
 pub mod services;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod wire;
 pub mod world;
 pub mod wrong_clock;

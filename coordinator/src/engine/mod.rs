@@ -102,6 +102,7 @@ impl Engine {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let by_clock = tokio::select! {
+                biased;
                 _ = shutdown.changed() => return,
                 _ = tick.tick() => true,
                 _ = changed.changed() => false,

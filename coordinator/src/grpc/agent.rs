@@ -204,12 +204,8 @@ impl Session {
         Box::pin(self.order()).await?;
         loop {
             tokio::select! {
-                message = self.inbox.message() => match message? {
-                    Some(AgentMessage { body: Some(body) }) => Box::pin(self.take(body)).await?,
-                    // A kind of message from a newer agent.
-                    Some(AgentMessage { body: None }) => {}
-                    None => return Ok(()),
-                },
+                // A ban comes before whatever the host has to say.
+                biased;
                 go_on = slot.woken() => {
                     if !go_on {
                         return Err(Status::aborted(format!("another session of host {} took over", self.host)));
@@ -217,6 +213,12 @@ impl Session {
                     Box::pin(self.recheck()).await?;
                     Box::pin(self.order()).await?;
                 }
+                message = self.inbox.message() => match message? {
+                    Some(AgentMessage { body: Some(body) }) => Box::pin(self.take(body)).await?,
+                    // A kind of message from a newer agent.
+                    Some(AgentMessage { body: None }) => {}
+                    None => return Ok(()),
+                },
             }
         }
     }

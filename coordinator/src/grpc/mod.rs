@@ -23,7 +23,9 @@ use reseal_proto::v1::enrolment_server::EnrolmentServer;
 use reseal_proto::v1::operator_server::OperatorServer;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use self::agent::{AgentParts, AgentService};
@@ -90,6 +92,24 @@ pub async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let config = tls::server_config(parts.control.clone(), parts.now)?;
+    let (routes, dispatcher) = services(parts);
+    let result = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(32)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(ReceiverStream::new(tls::accept(listener, config)), async move {
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        })
+        .await;
+    dispatcher.abort();
+    Ok(result?)
+}
+
+/// The services, and the task that wakes their sessions.
+pub(crate) fn services(parts: Parts) -> (Routes, JoinHandle<()>) {
     let sessions = Sessions::default();
     let dispatcher = tokio::spawn(sessions.clone().dispatch(parts.view.clone()));
     let enrolment =
@@ -119,19 +139,8 @@ pub async fn serve(
         exports: Arc::new(Semaphore::new(operator::EXPORTS)),
         refusals: Arc::default(),
     };
-    let result = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(32)
-        .add_service(EnrolmentServer::new(enrolment).max_decoding_message_size(ENROL_MESSAGE))
+    let routes = Routes::new(EnrolmentServer::new(enrolment).max_decoding_message_size(ENROL_MESSAGE))
         .add_service(AgentServer::new(agent).max_decoding_message_size(AGENT_MESSAGE))
-        .add_service(OperatorServer::new(operator).max_decoding_message_size(SMALL_MESSAGE))
-        .serve_with_incoming_shutdown(ReceiverStream::new(tls::accept(listener, config)), async move {
-            let _ = shutdown.wait_for(|stop| *stop).await;
-        })
-        .await;
-    dispatcher.abort();
-    Ok(result?)
+        .add_service(OperatorServer::new(operator).max_decoding_message_size(SMALL_MESSAGE));
+    (routes, dispatcher)
 }

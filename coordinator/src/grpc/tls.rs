@@ -219,6 +219,14 @@ fn peer_identity(certificate: &[u8]) -> Result<PeerIdentity, String> {
     })
 }
 
+/// Says who calls, where there is no TLS to say it.
+#[cfg(feature = "simulation")]
+pub fn identify<T>(request: &mut tonic::Request<T>, certificate: &[u8]) -> Result<(), String> {
+    let identity = Some(Arc::new(peer_identity(certificate)?));
+    request.extensions_mut().insert(Peer { identity });
+    Ok(())
+}
+
 /// A connection after its handshake.
 pub(crate) struct Connection {
     stream: Box<TlsStream<TcpStream>>,

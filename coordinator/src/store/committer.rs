@@ -39,10 +39,12 @@ enum Request {
 }
 
 /// The callers' side.
-#[derive(Debug)]
 pub(super) struct Committer {
     queue: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
+    /// The engine, asked directly: no thread, no groups.
+    #[cfg(feature = "simulation")]
+    inline: Option<Arc<dyn Kv>>,
 }
 
 /// No commit is made while it is held.
@@ -59,12 +61,27 @@ impl Committer {
             .name("store-commit".to_owned())
             .spawn(move || Groups { requests, waiting: VecDeque::new(), last: 0 }.run(&*kv, &runtime))
             .map_err(failed)?;
-        Ok(Committer { queue: Some(queue), thread: Some(thread) })
+        Ok(Committer {
+            queue: Some(queue),
+            thread: Some(thread),
+            #[cfg(feature = "simulation")]
+            inline: None,
+        })
+    }
+
+    /// Without a thread.
+    #[cfg(feature = "simulation")]
+    pub(super) fn inline(kv: Arc<dyn Kv>) -> Committer {
+        Committer { queue: None, thread: None, inline: Some(kv) }
     }
 
     /// Commits a member; durable when it returns. If dropped while it waits,
     /// the member may still be committed.
     pub(super) async fn commit(&self, member: Member) -> Answer {
+        #[cfg(feature = "simulation")]
+        if let Some(kv) = &self.inline {
+            return kv.commit(vec![member]).await?.remove(0);
+        }
         let (answer, answered) = oneshot::channel();
         self.send(Request::Commit(member, answer)).await?;
         answered.await.map_err(|_| StoreError::Closed)?

@@ -212,3 +212,8 @@ suite!(sled, {
     let home = tempfile::tempdir().expect("a directory");
     (crate::store::Sled::create(&home.path().join("store"), "c1", 0).expect("new"), home)
 });
+
+suite!(
+    simulated,
+    (crate::store::simulated::Simulated::open(&crate::store::simulated::Disk::default(), "c1"), ())
+);

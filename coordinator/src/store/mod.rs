@@ -23,6 +23,8 @@ pub mod kv;
 pub mod outline;
 pub mod presence;
 pub mod record;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulated;
 mod sled;
 mod watch;
 
@@ -89,6 +91,12 @@ impl Store {
     pub fn over(kv: Arc<dyn Kv>) -> Result<Store, StoreError> {
         let committer = Committer::start(Arc::clone(&kv))?;
         Ok(Store(Arc::new(Inner { committer, kv })))
+    }
+
+    /// A store over any engine, without a thread: each commit is a group of its own.
+    #[cfg(feature = "simulation")]
+    pub fn inline(kv: Arc<dyn Kv>) -> Store {
+        Store(Arc::new(Inner { committer: Committer::inline(Arc::clone(&kv)), kv }))
     }
 
     /// The record under `key`.

@@ -1,0 +1,174 @@
+//! The operator: rotates, steers, taints, bans, changes policy, at any time.
+//!
+//! An answer may be lost with the coordinator, or not be waited for; what was
+//! acknowledged is remembered and must never be forgotten by the coordinator.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reseal_proto::v1::{
+    AuthorityRequest, BanHostRequest, ControlRotationRequest, ListRotationsRequest, OnFailure, Policy,
+    RotateRequest, RotationAction, Selection, TaintAuthorityRequest, Usage,
+};
+use tonic::{Code, Status};
+
+use super::world::{Up, World};
+
+/// Acts until it is aborted.
+pub async fn run(world: Arc<World>) {
+    let mut pending: Option<RotateRequest> = None;
+    loop {
+        world.pause(500, world.weather.operator * 1000).await;
+        let Some(up) = world.up() else { continue };
+        let patience =
+            if world.random.percent(10) { world.random.millis(0, 500) } else { Duration::from_secs(60) };
+        let mut gone = up.gone.clone();
+        tokio::select! {
+            biased;
+            _ = gone.wait_for(|gone| *gone) => world.history.note("operator", "the answer is lost"),
+            () = tokio::time::sleep(patience) => world.history.note("operator", "does not wait for the answer"),
+            () = act(&world, &up, &mut pending) => {}
+        }
+    }
+}
+
+async fn act(world: &World, up: &Up, pending: &mut Option<RotateRequest>) {
+    match world.random.below(20) {
+        0..=6 => {
+            // One whose answer was lost is ordered again, with the same key.
+            let request = pending.take().unwrap_or_else(|| rotation(world));
+            *pending = Some(request.clone());
+            if rotate(world, up, request).await.is_some_and(|code| code != Code::Unavailable) {
+                *pending = None;
+            }
+        }
+        7..=14 => {
+            let action = *world.random.pick(&[
+                RotationAction::Pause,
+                RotationAction::Resume,
+                RotationAction::Resume,
+                RotationAction::Retry,
+                RotationAction::Retry,
+                RotationAction::Abort,
+            ]);
+            let number = world.checker.rotations();
+            if number > 0 {
+                let id = format!("r{}", number - world.random.below(number.min(3)));
+                control(world, up, &id, action).await;
+            }
+        }
+        15..=16 => {
+            let excluded = world.random.pick(&world.hosts).name.clone();
+            let excluded = if world.random.percent(50) { Some(&*excluded) } else { None };
+            let _ = set_policy(world, up, excluded).await;
+        }
+        17 if world.random.percent(30) => {
+            let host = world.random.pick(&world.hosts).name.clone();
+            let (mut client, request) =
+                world.operator(up, BanHostRequest { name: host.to_string(), reason: "taken over".into() });
+            let done = client.ban_host(request).await;
+            told(world, &format!("ban {host}"), done.as_ref().err());
+            if done.is_ok() {
+                world.checker.ban_acknowledged(&host);
+            }
+        }
+        18 if world.random.percent(30) => {
+            let name = (*world.random.pick(&["a", "b"])).to_owned();
+            let (mut client, request) =
+                world.operator(up, TaintAuthorityRequest { name: name.clone(), reason: "stolen".into() });
+            let done = client.taint_authority(request).await;
+            told(world, &format!("taint {name}"), done.as_ref().err());
+        }
+        _ if world.random.percent(30) => {
+            let (mut client, request) = world.operator(up, AuthorityRequest { name: "b".into() });
+            let done = client.activate_authority(request).await;
+            told(world, "activate b", done.as_ref().err());
+        }
+        _ => {
+            let (mut client, request) = world.operator(up, ListRotationsRequest {});
+            let _ = client.list_rotations(request).await;
+        }
+    }
+}
+
+/// A rotation nobody has ordered yet.
+fn rotation(world: &World) -> RotateRequest {
+    let random = &world.random;
+    let host = random.pick(&world.hosts).name.to_string();
+    let selection = match random.below(5) {
+        0..=1 => {
+            Selection { compromised_issuer: (*random.pick(&["a", "a", "b"])).into(), ..Selection::default() }
+        }
+        2 => Selection { hosts: vec!["*".into()], ..Selection::default() },
+        3 => Selection { hosts: vec![host], ..Selection::default() },
+        _ => Selection { names: vec![format!("s0.{host}.sim.test")], ..Selection::default() },
+    };
+    RotateRequest {
+        selection: Some(selection),
+        reason: "simulated".into(),
+        waves: (*random.pick(&["", "1,100%", "1,2,100%", "100%"])).into(),
+        max_failures: (*random.pick(&["", "1", "50%", "100%"])).into(),
+        on_failure: (*random.pick(&[OnFailure::Rollback, OnFailure::Hold])).into(),
+        deadline_seconds: *random.pick(&[0, 300, 1500]),
+        idempotency_key: random.bytes()[..16].to_vec(),
+        ..RotateRequest::default()
+    }
+}
+
+/// Orders it; gives the code of what came.
+async fn rotate(world: &World, up: &Up, request: RotateRequest) -> Option<Code> {
+    let key = request.idempotency_key.clone();
+    let (mut client, request) = world.operator(up, request);
+    match client.rotate(request).await {
+        Ok(reply) => {
+            let id = reply.into_inner().id;
+            world.history.note("operator", format!("started {id}"));
+            world.checker.rotate_acknowledged(&key, &id);
+            Some(Code::Ok)
+        }
+        Err(status) => {
+            told(world, "rotate", Some(&status));
+            Some(status.code())
+        }
+    }
+}
+
+/// Steers a rotation; false when it was refused.
+pub(super) async fn control(world: &World, up: &Up, id: &str, action: RotationAction) -> bool {
+    let message = ControlRotationRequest { id: id.into(), action: action.into(), reason: "simulated".into() };
+    let (mut client, request) = world.operator(up, message);
+    let done = client.control_rotation(request).await;
+    told(world, &format!("{} {id}", action.as_str_name()), done.as_ref().err());
+    if done.is_ok() {
+        world.checker.control_acknowledged(id, action);
+    }
+    done.is_ok()
+}
+
+/// Admits every host to its own names, or every host but one.
+pub(super) async fn set_policy(world: &World, up: &Up, excluded: Option<&str>) -> Result<(), Status> {
+    let hosts: Vec<String> = world.hosts.iter().map(|host| host.name.to_string()).collect();
+    let hosts: Vec<String> = hosts.into_iter().filter(|host| Some(host.as_str()) != excluded).collect();
+    let policy = Policy {
+        name: "default".into(),
+        hosts,
+        names: vec!["*.{host}.sim.test".into()],
+        key_types: vec!["ecdsa-p256".into()],
+        usages: vec![Usage::Server.into()],
+        lifetime_seconds: world.weather.lifetime,
+        ..Policy::default()
+    };
+    let (mut client, request) = world.operator(up, policy);
+    let done = client.set_policy(request).await;
+    told(world, &format!("policy without {excluded:?}"), done.as_ref().err());
+    done.map(drop)
+}
+
+fn told(world: &World, what: &str, error: Option<&Status>) {
+    match error {
+        None => world.history.note("operator", format!("{what}: done")),
+        Some(status) => {
+            world.history.note("operator", format!("{what}: {:?}, {}", status.code(), status.message()));
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What must hold once everything works again: every rotation has ended or waits
+//! for a named reason and can be moved on, no batch is stuck, and the projection
+//! is what the store says.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reseal::domain::rotation::is_end;
+use reseal::store::record::HostState;
+use reseal::view::{RotationView, View};
+use reseal_proto::v1::{RotationAction, RotationState};
+use tokio::time::Instant;
+
+use super::operator::{control, set_policy};
+use super::world::World;
+
+/// Longer than the fifteen minutes after which a silent host's batch is failed.
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
+
+/// Waits for rest and checks it.
+pub async fn check(world: &Arc<World>) {
+    let admitted = async {
+        let up = world.up().expect("it was started");
+        while set_policy(world, &up, None).await.is_err() {
+            world.pause(1000, 1000).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, admitted).await.is_err() {
+        return world.checker.fail("the policy cannot be set: the coordinator is stuck");
+    }
+    settle(world).await;
+    for action in [RotationAction::Resume, RotationAction::Retry] {
+        for id in waiting(world, action) {
+            if !control(world, &world.up().expect("it runs"), &id, action).await {
+                world.checker.fail(format!("{id} waits, and {} is refused", action.as_str_name()));
+            }
+        }
+        settle(world).await;
+    }
+    nothing_is_stuck(world);
+    same_view(world).await;
+    for id in waiting(world, RotationAction::Abort) {
+        if !control(world, &world.up().expect("it runs"), &id, RotationAction::Abort).await {
+            world.checker.fail(format!("{id} waits, and cannot be aborted"));
+        }
+    }
+    world.checker.nothing_acknowledged_is_lost();
+}
+
+/// Waits until nothing is running any more, or time is up.
+async fn settle(world: &World) {
+    let began = Instant::now();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    while began.elapsed() < PATIENCE && busy(world) && world.checker.violation().is_none() {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+}
+
+/// Is there work that will still be done?
+fn busy(world: &World) -> bool {
+    let mirror = world.checker.mirror();
+    mirror.rotations.values().any(|rotation| rotation.state() == RotationState::Running)
+        || mirror.batches.iter().any(|((host, _), batch)| {
+            let record = mirror.hosts.get(host);
+            let enrolled = record.is_some_and(|record| record.state() == HostState::Enrolled);
+            let live = batch.rotation.is_empty()
+                || mirror
+                    .rotations
+                    .get(&batch.rotation)
+                    .is_some_and(|rotation| !is_end(rotation.state()) && batch.wave <= rotation.wave);
+            enrolled && live && batch.finished_at == 0
+        })
+}
+
+/// Rotations that stand where this action leads on.
+fn waiting(world: &World, action: RotationAction) -> Vec<String> {
+    let mirror = world.checker.mirror();
+    let stands = |state: RotationState| match action {
+        RotationAction::Resume => state == RotationState::Paused,
+        RotationAction::Retry => state == RotationState::Halted,
+        RotationAction::Abort => !is_end(state),
+        RotationAction::Pause | RotationAction::Unspecified => false,
+    };
+    let found = mirror.rotations.iter().filter(|(_, rotation)| stands(rotation.state()));
+    found.map(|(id, _)| id.clone()).collect()
+}
+
+/// A rotation has ended, or it waits for hosts that are not there, or failed hosts.
+fn nothing_is_stuck(world: &World) {
+    let mut stuck = Vec::new();
+    {
+        let mirror = world.checker.mirror();
+        for (id, rotation) in &mirror.rotations {
+            let batches = || mirror.batches.iter().filter(|(_, batch)| batch.rotation == *id);
+            let enrolled = |host: &str| {
+                mirror.hosts.get(host).is_some_and(|record| record.state() == HostState::Enrolled)
+            };
+            match rotation.state() {
+                RotationState::Completed | RotationState::Expired | RotationState::Aborted => {}
+                // Somebody is gone for good, or lies, or has failed again.
+                RotationState::Halted => {}
+                RotationState::Trailing | RotationState::Running => {
+                    let absent = batches().any(|((host, _), _)| !enrolled(host));
+                    let lies =
+                        batches().any(|((host, _), _)| world.checker.host(host).is_some_and(|h| h.lies));
+                    if !absent && !lies {
+                        stuck.push(format!("{id} is {:?} and everybody is there", rotation.state()));
+                    } else if rotation.state() == RotationState::Running && !absent {
+                        stuck.push(format!("{id} is still running"));
+                    }
+                }
+                state => stuck.push(format!("{id} is {state:?} after resume and retry")),
+            }
+        }
+        for ((host, name), batch) in &mirror.batches {
+            let live = batch.rotation.is_empty()
+                || mirror
+                    .rotations
+                    .get(&batch.rotation)
+                    .is_some_and(|rotation| !is_end(rotation.state()) && batch.wave <= rotation.wave);
+            let honest = world.checker.host(host).is_some_and(|host| !host.lies);
+            let enrolled = mirror.hosts.get(host).is_some_and(|record| record.state() == HostState::Enrolled);
+            let age = super::world::now() - batch.created_at;
+            if live && honest && enrolled && batch.finished_at == 0 && age > 300 {
+                stuck.push(format!("batch {name} of {host} is open for {age} s, and the host is there"));
+            }
+        }
+    }
+    for rule in stuck {
+        world.checker.fail(format!("stuck: {rule}"));
+    }
+}
+
+/// The projection equals what a fresh one reads from the store.
+pub async fn same_view(world: &World) {
+    let Some(up) = world.up() else { return };
+    let fresh = View::default();
+    if fresh.load(&up.store).await.is_err() {
+        return world.checker.fail("the store cannot be read");
+    }
+    let differences = {
+        let (kept, read) = (up.view.read(), fresh.read());
+        let rotations = |view: &RotationView| {
+            let mut view = view.clone();
+            for batch in view.batches.values_mut() {
+                batch.live.clear();
+            }
+            view
+        };
+        let mut found = differences("host", kept.hosts.iter(), read.hosts.iter(), Clone::clone);
+        found.extend(differences("rotation", kept.rotations.iter(), read.rotations.iter(), rotations));
+        found.extend(differences(
+            "authority",
+            kept.authorities.iter(),
+            read.authorities.iter(),
+            Clone::clone,
+        ));
+        found
+    };
+    for difference in differences {
+        world.checker.fail(format!("the projection is not what the store says: {difference}"));
+    }
+}
+
+fn differences<'a, K: Debug + 'a, V: Debug + 'a>(
+    what: &str,
+    kept: impl Iterator<Item = (&'a K, &'a V)>,
+    read: impl Iterator<Item = (&'a K, &'a V)>,
+    plain: impl Fn(&V) -> V,
+) -> Vec<String> {
+    let shown = |(name, value): (&K, &V)| format!("{what} {name:?} {:?}", plain(value));
+    let kept: Vec<String> = kept.map(&shown).collect();
+    let read: Vec<String> = read.map(&shown).collect();
+    let mut found: Vec<String> =
+        kept.iter().filter(|one| !read.contains(one)).map(|one| format!("only in memory: {one}")).collect();
+    found
+        .extend(read.iter().filter(|one| !kept.contains(one)).map(|one| format!("only in the store: {one}")));
+    found
+}
