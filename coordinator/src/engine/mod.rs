@@ -34,7 +34,7 @@ use self::steady::Steady;
 use crate::domain::Now;
 use crate::metrics::Metrics;
 use crate::store::{Commit, Lease, Presence, Store, StoreError, keys};
-use crate::view::View;
+use crate::view::{Changed, View};
 
 /// The clock's part: deadlines, thresholds and absences are looked at this often.
 const TICK: Duration = Duration::from_secs(1);
@@ -91,12 +91,7 @@ impl Engine {
         }
     }
 
-    async fn hold(
-        &self,
-        lease: &Lease,
-        changed: &mut watch::Receiver<u64>,
-        shutdown: &mut watch::Receiver<bool>,
-    ) {
+    async fn hold(&self, lease: &Lease, changed: &mut Changed, shutdown: &mut watch::Receiver<bool>) {
         let mut steady = Steady::new(self.started_at, (self.now)());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -105,7 +100,7 @@ impl Engine {
                 biased;
                 _ = shutdown.changed() => return,
                 _ = tick.tick() => true,
-                _ = changed.changed() => false,
+                () = changed.changed() => false,
             };
             if by_clock {
                 match self.store.renew(lease).await {

@@ -7,18 +7,21 @@
 //! numbers here, so a million certificates cost little.
 
 mod batches;
+mod changes;
 mod hosts;
 mod refresh;
 
 pub use batches::{BatchView, Counts, RotationView};
+pub use changes::Changed;
 pub use hosts::HostView;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use reseal_proto::v1::TargetState;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
+use self::changes::Changes;
 use crate::domain::rotation;
 use crate::domain::selection::IssuerKey;
 use crate::domain::target::PER_BATCH;
@@ -29,7 +32,7 @@ pub struct View(Arc<Shared>);
 
 struct Shared {
     state: RwLock<State>,
-    changed: watch::Sender<u64>,
+    changed: Changes,
     wakes: Mutex<BTreeSet<Arc<str>>>,
     woken: Notify,
     moved: Mutex<BTreeSet<Arc<str>>>,
@@ -52,7 +55,7 @@ impl Default for View {
     fn default() -> Self {
         Self(Arc::new(Shared {
             state: RwLock::default(),
-            changed: watch::Sender::new(0),
+            changed: Changes::default(),
             wakes: Mutex::default(),
             woken: Notify::new(),
             moved: Mutex::default(),
@@ -66,8 +69,8 @@ impl View {
         self.0.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees a new number whenever something changed.
-    pub fn changed(&self) -> watch::Receiver<u64> {
+    /// Tells whenever something has changed.
+    pub fn changed(&self) -> Changed {
         self.0.changed.subscribe()
     }
 
@@ -95,14 +98,22 @@ impl View {
             let number = rotation_number(id).unwrap_or_default();
             self.read().rotations.get(&number).is_some_and(|rotation| rotation.revision >= revision)
         };
-        let wait = async { while !seen() && changed.changed().await.is_ok() {} };
+        let wait = async {
+            while !seen() {
+                changed.changed().await;
+            }
+        };
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), wait).await;
     }
 
     /// Waits until everything up to this revision is in here; false after five seconds.
     pub async fn catches_up(&self, revision: u64) -> bool {
         let mut changed = self.changed();
-        let wait = async { while self.read().seen < revision && changed.changed().await.is_ok() {} };
+        let wait = async {
+            while self.read().seen < revision {
+                changed.changed().await;
+            }
+        };
         tokio::time::timeout(std::time::Duration::from_secs(5), wait).await.is_ok()
     }
 
@@ -130,7 +141,7 @@ impl View {
     }
 
     fn bump(&self) {
-        self.0.changed.send_modify(|number| *number = number.wrapping_add(1));
+        self.0.changed.bump();
     }
 }
 

@@ -129,8 +129,8 @@ impl Agent {
                     let received = received.ok_or_else(closed)??;
                     self.receive(live, &mut told, received.body).await?;
                 }
-                _ = results.changed() => self.tell_results(live, &mut told).await.map_err(|()| closed())?,
-                _ = picture.changed() => {
+                () = results.next() => self.tell_results(live, &mut told).await.map_err(|()| closed())?,
+                () = picture.next() => {
                     if !due {
                         due = true;
                         inventory.as_mut().reset(tokio::time::Instant::now() + SETTLE);

@@ -11,7 +11,8 @@ use reseal_agent::inventory::Report;
 use reseal_agent::journal::Batch;
 use reseal_proto::facts::sha256;
 use reseal_proto::v1::{self, BatchResult, CertificateFacts, Consumer, Endpoint, Usage};
-use tokio::sync::watch;
+
+use super::bell::{Bell, Listener};
 
 /// Who this host is, as enrolment said.
 #[derive(Clone)]
@@ -98,8 +99,8 @@ pub struct Host {
     /// Its agent says what is not true.
     pub lies: bool,
     contents: Arc<Mutex<Contents>>,
-    picture: watch::Sender<u64>,
-    results: watch::Sender<u64>,
+    picture: Bell,
+    results: Bell,
 }
 
 impl Host {
@@ -115,8 +116,8 @@ impl Host {
             name: name.into(),
             lies,
             contents: Arc::new(Mutex::new(contents)),
-            picture: watch::Sender::new(0),
-            results: watch::Sender::new(0),
+            picture: Bell::default(),
+            results: Bell::default(),
         }
     }
 
@@ -125,25 +126,25 @@ impl Host {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees a new number when containers or certificates changed.
-    pub fn picture(&self) -> watch::Receiver<u64> {
-        self.picture.subscribe()
+    /// Rings when containers or certificates changed.
+    pub fn picture(&self) -> Listener {
+        self.picture.listen()
     }
 
     /// Containers or certificates changed.
     pub fn changed(&self) {
-        self.picture.send_modify(|number| *number += 1);
+        self.picture.ring();
     }
 
-    /// Sees a new number when there is a result to send.
-    pub fn results(&self) -> watch::Receiver<u64> {
-        self.results.subscribe()
+    /// Rings when there is a result to send.
+    pub fn results(&self) -> Listener {
+        self.results.listen()
     }
 
     /// Keeps a result until it is acknowledged.
     pub fn keep(&self, result: BatchResult) {
         self.disk().results.insert(result.batch.clone(), result);
-        self.results.send_modify(|number| *number += 1);
+        self.results.ring();
     }
 
     /// Was this certificate ever served for this installation?

@@ -6,7 +6,7 @@
 //! plan, journal entries, keys, CSRs and signed evidence. Simulated are the
 //! disk below the store, the network, TLS, hosts and their services.
 //!
-//! - [`random`], [`history`]: chance and what came of it; one seed, one history.
+//! - [`random`], [`history`]: chance and what came of it; one seed, one history. [`bell`] wakes in order.
 //! - [`world`]: what a seed decides, and the coordinator's life.
 //! - [`network`], [`host`]: what lies between and below.
 //! - [`agent`], [`runner`]: the model agent. [`liar`]: one that was taken over.
@@ -15,6 +15,7 @@
 //! - [`seed`]: one seed from beginning to end.
 
 pub mod agent;
+pub mod bell;
 pub mod chaos;
 pub mod check;
 pub mod history;

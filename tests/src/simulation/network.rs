@@ -12,18 +12,19 @@ use reseal_proto::v1::agent_client::AgentClient;
 use reseal_proto::v1::coordinator_message::Body;
 use reseal_proto::v1::operator_client::OperatorClient;
 use reseal_proto::v1::{AgentMessage, CoordinatorMessage};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Status, Streaming};
 
+use super::bell::Bell;
 use super::world::{Up, World, lock};
 
 /// Seconds after which a silent connection is given up (the keep-alive's 30 and 20).
 const KEEP_ALIVE: u64 = 50;
 
 /// A connection, to be cut.
-pub struct Link(watch::Sender<bool>);
+pub struct Link(Bell);
 
 /// An agent's end of a connection.
 pub struct Line {
@@ -38,8 +39,8 @@ pub struct Line {
 struct Wire {
     world: Arc<World>,
     host: Arc<str>,
-    cut: watch::Receiver<bool>,
-    gone: watch::Receiver<bool>,
+    cut: Bell,
+    gone: Bell,
 }
 
 impl World {
@@ -54,15 +55,14 @@ impl World {
         let mut request = Request::new(ReceiverStream::new(from_agent));
         identify(&mut request, certificate).map_err(Status::internal)?;
         let mut client = AgentClient::new(up.routes.clone()).max_decoding_message_size(4 << 20);
-        let mut gone = up.gone.clone();
         let inbox = tokio::select! {
             biased;
-            _ = gone.wait_for(|gone| *gone) => return Err(Status::unavailable("the coordinator died")),
+            () = up.gone.once() => return Err(Status::unavailable("the coordinator died")),
             () = tokio::time::sleep(Duration::from_secs(15)) => return Err(Status::unavailable("no answer")),
             opened = client.session(request) => opened?.into_inner(),
         };
-        let (cutter, cut) = watch::channel(false);
-        lock(&self.links).entry(host.clone()).or_default().push(Link(cutter));
+        let cut = Bell::default();
+        lock(&self.links).entry(host.clone()).or_default().push(Link(cut.clone()));
         let wire = Wire { world: self.clone(), host: host.clone(), cut, gone: up.gone };
         let (sender, outgoing) = mpsc::channel(64);
         let (to_agent, receiver) = mpsc::channel(64);
@@ -74,7 +74,7 @@ impl World {
     /// Cuts every connection of a host; what is on its way is lost.
     pub fn cut(&self, host: &Arc<str>) {
         for Link(cutter) in lock(&self.links).remove(host).unwrap_or_default() {
-            let _ = cutter.send(true);
+            cutter.ring();
         }
     }
 
@@ -99,11 +99,11 @@ impl World {
 
 impl Wire {
     /// Takes what the agent says to the coordinator.
-    async fn up(mut self, mut outgoing: mpsc::Receiver<AgentMessage>, to_server: mpsc::Sender<AgentMessage>) {
+    async fn up(self, mut outgoing: mpsc::Receiver<AgentMessage>, to_server: mpsc::Sender<AgentMessage>) {
         loop {
             let message = tokio::select! {
                 biased;
-                () = broken(&mut self.cut, &mut self.gone) => break,
+                () = self.broken() => break,
                 message = outgoing.recv() => message,
             };
             let Some(message) = message else {
@@ -130,21 +130,21 @@ impl Wire {
 
     /// Takes what the coordinator says to the agent.
     async fn down(
-        mut self,
+        self,
         mut inbox: Streaming<CoordinatorMessage>,
         to_agent: mpsc::Sender<Result<CoordinatorMessage, Status>>,
     ) {
         loop {
             let message = tokio::select! {
                 biased;
-                () = broken(&mut self.cut, &mut self.gone) => break,
+                () = self.broken() => break,
                 message = inbox.message() => message,
             };
             if let Ok(Some(CoordinatorMessage { body: Some(body) })) = &message {
                 self.world.checker.said(&self.host, body);
             }
             self.world.pause(0, self.world.weather.latency).await;
-            if *self.cut.borrow() {
+            if self.cut.has_rung() {
                 break;
             }
             let last = !matches!(message, Ok(Some(_)));
@@ -164,26 +164,26 @@ impl Wire {
         drop(to_agent);
     }
 
+    async fn broken(&self) {
+        tokio::select! {
+            biased;
+            () = self.cut.once() => {}
+            () = self.gone.once() => {}
+        }
+    }
+
     fn is_broken(&self) -> bool {
-        *self.cut.borrow() || *self.gone.borrow()
+        self.cut.has_rung() || self.gone.has_rung()
     }
 
     /// How long a side does not notice.
     fn silence(&self) -> Duration {
         let random = &self.world.random;
-        if *self.gone.borrow() || random.percent(50) {
+        if self.gone.has_rung() || random.percent(50) {
             random.millis(0, 2000)
         } else {
             random.seconds(0, KEEP_ALIVE)
         }
-    }
-}
-
-async fn broken(cut: &mut watch::Receiver<bool>, gone: &mut watch::Receiver<bool>) {
-    tokio::select! {
-        biased;
-        _ = cut.wait_for(|cut| *cut) => {}
-        _ = gone.wait_for(|gone| *gone) => {}
     }
 }
 

@@ -22,10 +22,9 @@ pub async fn run(world: Arc<World>) {
         let Some(up) = world.up() else { continue };
         let patience =
             if world.random.percent(10) { world.random.millis(0, 500) } else { Duration::from_secs(60) };
-        let mut gone = up.gone.clone();
         tokio::select! {
             biased;
-            _ = gone.wait_for(|gone| *gone) => world.history.note("operator", "the answer is lost"),
+            () = up.gone.once() => world.history.note("operator", "the answer is lost"),
             () = tokio::time::sleep(patience) => world.history.note("operator", "does not wait for the answer"),
             () = act(&world, &up, &mut pending) => {}
         }

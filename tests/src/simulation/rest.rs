@@ -6,10 +6,12 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use reseal::domain::rotation::is_end;
-use reseal::store::record::HostState;
+use reseal::domain::target;
+use reseal::store::record::{Batch, HostState};
 use reseal::view::{RotationView, View};
-use reseal_proto::v1::{RotationAction, RotationState};
+use reseal_proto::v1::{EvidencePayload, RotationAction, RotationState, TargetState};
 use tokio::time::Instant;
 
 use super::operator::{control, set_policy};
@@ -101,14 +103,14 @@ fn nothing_is_stuck(world: &World) {
                 RotationState::Completed | RotationState::Expired | RotationState::Aborted => {}
                 // Somebody is gone for good, or lies, or has failed again.
                 RotationState::Halted => {}
-                RotationState::Trailing | RotationState::Running => {
-                    let absent = batches().any(|((host, _), _)| !enrolled(host));
-                    let lies =
-                        batches().any(|((host, _), _)| world.checker.host(host).is_some_and(|h| h.lies));
-                    if !absent && !lies {
-                        stuck.push(format!("{id} is {:?} and everybody is there", rotation.state()));
-                    } else if rotation.state() == RotationState::Running && !absent {
-                        stuck.push(format!("{id} is still running"));
+                RotationState::Running if batches().any(|((host, _), _)| !enrolled(host)) => {}
+                RotationState::Running => stuck.push(format!("{id} is still running")),
+                RotationState::Trailing => {
+                    for ((host, name), batch) in batches() {
+                        for target in left(world, host, batch).into_iter().filter(|_| enrolled(host)) {
+                            stuck
+                                .push(format!("{id} waits for {target} of {name} on {host}, which is there"));
+                        }
                     }
                 }
                 state => stuck.push(format!("{id} is {state:?} after resume and retry")),
@@ -131,6 +133,24 @@ fn nothing_is_stuck(world: &World) {
     for rule in stuck {
         world.checker.fail(format!("stuck: {rule}"));
     }
+}
+
+/// Targets that an honest host could prove, and that are not proved. An unserved one whose
+/// installation was renewed since stays unserved.
+fn left(world: &World, host: &str, batch: &Batch) -> Vec<String> {
+    let payload = EvidencePayload::decode(&batch.payload[..]).unwrap_or_default();
+    let Some(host) = world.checker.host(host).filter(|host| !host.lies) else { return Vec::new() };
+    let disk = host.disk();
+    let is_served = |id: &str| {
+        let proof = payload.targets.iter().find(|proof| proof.installation == id);
+        disk.installations.get(id).is_some_and(|one| proof.is_some_and(|proof| proof.after == one.served))
+    };
+    let targets = batch.targets.iter().filter(|target| !target.superseded);
+    let left = targets.filter(|target| match target.state() {
+        TargetState::Unserved => is_served(&target.installation),
+        state => !target::is_end(state),
+    });
+    left.map(|target| target.installation.clone()).collect()
 }
 
 /// The projection equals what a fresh one reads from the store.

@@ -76,7 +76,7 @@ impl Runner {
                     self.host.disk().journal.insert(batch.clone(), begun);
                     self.batch(&batch).await;
                 }
-                _ = picture.changed() => self.look().await,
+                () = picture.next() => self.look().await,
             }
         }
     }

@@ -9,10 +9,10 @@ use reseal::simulation::{Coordinator, Fleet};
 use reseal::store::Store;
 use reseal::store::simulated::{Disk, Moment};
 use reseal::view::View;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::service::Routes;
 
+use super::bell::Bell;
 use super::check::Checker;
 use super::history::History;
 use super::host::Host;
@@ -84,8 +84,8 @@ pub struct Up {
     pub store: Store,
     /// Its projection.
     pub view: View,
-    /// True once it is dead.
-    pub gone: watch::Receiver<bool>,
+    /// Rings when it dies.
+    pub gone: Bell,
 }
 
 /// Shared by everything in one seed.
@@ -106,7 +106,7 @@ pub struct World {
     pub fleet: Arc<Fleet>,
     /// The coordinator's disk.
     pub disk: Disk,
-    running: Mutex<Option<(Up, Coordinator, watch::Sender<bool>)>>,
+    running: Mutex<Option<(Up, Coordinator)>>,
     /// Open connections, by host.
     pub(super) links: Mutex<BTreeMap<Arc<str>, Vec<Link>>>,
     /// Hosts that reach nobody.
@@ -156,31 +156,30 @@ impl World {
 
     /// The coordinator, if it runs.
     pub fn up(&self) -> Option<Up> {
-        lock(&self.running).as_ref().map(|(up, ..)| up.clone())
+        lock(&self.running).as_ref().map(|(up, _)| up.clone())
     }
 
     /// Starts the coordinator; what ran before is killed.
     pub async fn start(&self) -> anyhow::Result<()> {
         self.crash();
         let coordinator = Coordinator::start(&self.disk, self.fleet.keyring.clone(), now).await?;
-        let (ended, gone) = watch::channel(false);
         let up = Up {
             routes: coordinator.routes.clone(),
             store: coordinator.store.clone(),
             view: coordinator.view.clone(),
-            gone,
+            gone: Bell::default(),
         };
         self.history.note("coord", format!("up, epoch {}", up.store.epoch()));
-        *lock(&self.running) = Some((up, coordinator, ended));
+        *lock(&self.running) = Some((up, coordinator));
         Ok(())
     }
 
     /// kill -9.
     pub fn crash(&self) {
-        if let Some((_, coordinator, ended)) = lock(&self.running).take() {
+        if let Some((up, coordinator)) = lock(&self.running).take() {
             self.history.note("coord", "killed");
             coordinator.kill();
-            let _ = ended.send(true);
+            up.gone.ring();
         }
     }
 
