@@ -77,13 +77,10 @@ fn concerned(turn: &Turn<'_>, host: &str) -> Vec<Wanted> {
 async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreError> {
     let store = &turn.engine.store;
     let batches = store.range::<Batch>(&keys::batches_of(host)).await?;
-    // Whatever is open will be worked on anyway, and gets its certificate from the new issuer.
+    // Not what other open work will renew: its certificate may be from before the taint.
     let known: BTreeSet<&str> = batches
         .iter()
-        .filter(|(_, batch)| {
-            batch.value.rotation == wanted.rotation
-                || (batch.value.finished_at == 0 && turn.is_live(&batch.value.rotation))
-        })
+        .filter(|(_, batch)| batch.value.rotation == wanted.rotation)
         .flat_map(|(_, batch)| &batch.value.targets)
         .map(|target| target.installation.as_str())
         .collect();

@@ -13,6 +13,8 @@ pub(super) async fn step(turn: &Turn<'_>) -> Result<(), StoreError> {
         let Due { id, mut record, revision, step, verified } = due;
         let (action, detail) = match step {
             Step::Wait => continue,
+            // An inventory that nobody has looked through may show what was missed.
+            Step::Apply(Event::Complete, _) if turn.engine.view.has_moved() => continue,
             Step::OrderWave(wave) => {
                 record.wave = wave;
                 record.wave_at = turn.now;

@@ -91,6 +91,11 @@ impl View {
         std::mem::take(&mut *self.0.moved.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Is there a host that would be in [`View::take_moved`]?
+    pub fn has_moved(&self) -> bool {
+        !self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Waits until the projection has seen this revision of a rotation; two seconds at most.
     pub async fn reaches(&self, id: &str, revision: u64) {
         let mut changed = self.changed();
@@ -118,7 +123,7 @@ impl View {
     }
 
     /// Gives back hosts that could not be looked at now.
-    pub fn put_moved(&self, hosts: BTreeSet<Arc<str>>) {
+    pub fn put_moved(&self, hosts: impl IntoIterator<Item = Arc<str>>) {
         self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(hosts);
     }
 

@@ -114,11 +114,11 @@ impl View {
                 forget();
                 let record =
                     store.get::<Rotation>(key).await?.map(|rotation| (rotation.value, rotation.revision));
-                let (woken, unseen) = self.write(|state| {
+                let woken = self.write(|state| {
                     let woken = take_rotation(state, key, record);
-                    (woken, changed_since_chosen(state, key))
+                    self.put_moved(changed_since_chosen(state, key));
+                    woken
                 });
-                self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(unseen);
                 self.wake(woken);
             } else if key.starts_with(keys::BATCHES) {
                 let record = store.get::<BatchOutline>(key).await?.map(|batch| batch.value);
@@ -142,12 +142,13 @@ impl View {
                 last_inventory = Some(name);
                 let (revision, chunks) = inventory(store, name).await?;
                 let name: Arc<str> = Arc::from(name);
+                // Under the same lock: whoever sees the one sees the other.
                 self.write(|state| {
                     if let Some(host) = state.hosts.get_mut(&name) {
                         host.take_inventory(&name, revision, &chunks);
                     }
+                    self.put_moved([name.clone()]);
                 });
-                self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
             } else if key.starts_with(keys::AUTHORITIES) {
                 forget();
                 let record = store.get::<Authority>(key).await?.map(|authority| authority.value);
@@ -234,6 +235,8 @@ fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Op
         for rotation in state.rotations.values_mut() {
             rotation.remove(name.clone(), batch);
         }
+        // Of a rotation that never began nothing is left then.
+        state.rotations.retain(|_, rotation| rotation.revision != 0 || !rotation.batches.is_empty());
         return None;
     };
     let rotation = rotation_number(&record.rotation);
