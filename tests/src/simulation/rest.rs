@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use prost::Message as _;
 use reseal::domain::rotation::is_end;
-use reseal::domain::target;
+use reseal::domain::{selection, target};
 use reseal::store::record::{Batch, HostState};
 use reseal::view::{RotationView, View};
+use reseal_proto::facts;
 use reseal_proto::v1::{EvidencePayload, RotationAction, RotationState, TargetState};
 use tokio::time::Instant;
 
@@ -41,6 +42,7 @@ pub async fn check(world: &Arc<World>) {
         settle(world).await;
     }
     nothing_is_stuck(world);
+    nobody_has_the_old_issuer(world);
     same_view(world).await;
     for id in waiting(world, RotationAction::Abort) {
         if !control(world, &world.up().expect("it runs"), &id, RotationAction::Abort).await {
@@ -132,6 +134,37 @@ fn nothing_is_stuck(world: &World) {
     }
     for rule in stuck {
         world.checker.fail(format!("stuck: {rule}"));
+    }
+}
+
+/// (d): once a rotation away from a compromised issuer is complete, nobody has a
+/// certificate of that issuer, whatever was on its way at the time.
+fn nobody_has_the_old_issuer(world: &World) {
+    let mut found = Vec::new();
+    {
+        let mirror = world.checker.mirror();
+        let complete = mirror.rotations.iter().filter(|(_, rotation)| {
+            rotation.state() == RotationState::Completed
+                && rotation.selection.as_ref().is_some_and(selection::means_every_certificate)
+        });
+        for (id, rotation) in complete {
+            let issuer = &mirror.authorities[&rotation.compromised].certificate;
+            let issuer = facts::of_chain(issuer, []).expect("an authority has a certificate").spki_sha256;
+            for host in world.hosts.iter().filter(|host| !host.lies) {
+                let record = mirror.hosts.get(&*host.name);
+                if record.is_none_or(|record| record.state() != HostState::Enrolled) {
+                    continue;
+                }
+                for (installation, one) in &host.disk().installations {
+                    if one.facts().is_some_and(|facts| facts.issuer_spki_sha256 == issuer) {
+                        found.push(format!("{installation} on {} has the old issuer after {id}", host.name));
+                    }
+                }
+            }
+        }
+    }
+    for rule in found {
+        world.checker.fail(format!("(d) {rule}"));
     }
 }
 

@@ -61,6 +61,7 @@ impl Runner {
             self.batch(&batch).await;
         }
         let mut picture = self.host.picture();
+        self.look().await;
         loop {
             tokio::select! {
                 biased;
