@@ -6,7 +6,7 @@ use crate::store::outline::{CertificateOutline, InventoryOutline};
 use crate::store::record::{Host, HostState};
 
 /// What is kept of a host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct HostView {
     /// Its record says so; `None` while only an inventory was seen.
     pub state: Option<HostState>,
@@ -50,6 +50,24 @@ pub struct OpenBatch {
     pub rotation: Option<u64>,
     /// Its host's place in the rotation's order.
     pub place: u32,
+}
+
+/// A host of which nothing is known yet: nothing is due on it.
+impl Default for HostView {
+    fn default() -> Self {
+        Self {
+            state: None,
+            installations: 0,
+            findings: 0,
+            inventory_revision: 0,
+            next_due: i64::MAX,
+            issuers: Vec::new(),
+            open: Vec::new(),
+            last_finished: 0,
+            renewals_after: 0,
+            failed_renewals: 0,
+        }
+    }
 }
 
 impl HostView {
