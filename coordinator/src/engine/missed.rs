@@ -3,7 +3,9 @@
 //! A compromise is about every certificate of a key, not about those that were
 //! on record when the rotation began: a chain that was on its way to a host, a
 //! host that reports again after a month. Whenever an inventory changes it is
-//! looked through, and what is missing joins the newest ordered wave.
+//! looked through, and what is missing joins the newest ordered wave. So does
+//! what other open work was given by that key and has not reported yet: after
+//! the taint no more of it is signed.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +15,7 @@ use super::Turn;
 use crate::domain::selection::{self, IssuerKey};
 use crate::domain::{rotation, target};
 use crate::issuance::profile::serial;
-use crate::store::record::{Batch, Inventory, Rotation};
+use crate::store::record::{Batch, Inventory, Issued, Rotation};
 use crate::store::{AuditDraft, Commit, StoreError, keys};
 
 /// Adds what was missed.
@@ -40,12 +42,14 @@ async fn look_at(turn: &Turn<'_>, host: &str) -> Result<(), StoreError> {
 struct Wanted {
     rotation: String,
     place: u32,
+    /// Name and key of the compromised authority.
+    authority: String,
     issuer: IssuerKey,
     on_failure: OnFailure,
     traceparent: String,
 }
 
-/// Rotations away from an issuer that this host still shows.
+/// Rotations away from an issuer that this host still shows, or may be about to install.
 fn concerned(turn: &Turn<'_>, host: &str) -> Vec<Wanted> {
     let state = turn.engine.view.read();
     let Some(view) = state.hosts.get(host) else {
@@ -61,10 +65,11 @@ fn concerned(turn: &Turn<'_>, host: &str) -> Vec<Wanted> {
             continue;
         }
         let Some(issuer) = state.authorities.get(&record.compromised) else { continue };
-        if view.issued_by(issuer) > 0 {
+        if view.issued_by(issuer) > 0 || view.has_other_work(*number) {
             found.push(Wanted {
                 rotation: format!("r{number}"),
                 place: rotation.reach,
+                authority: record.compromised.clone(),
                 issuer: issuer.clone(),
                 on_failure: record.on_failure(),
                 traceparent: record.traceparent.clone(),
@@ -84,12 +89,23 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
         .flat_map(|(_, batch)| &batch.value.targets)
         .map(|target| target.installation.as_str())
         .collect();
+    let mut on_its_way = BTreeSet::new();
+    for (key, batch) in &batches {
+        if batch.value.finished_at != 0 || batch.value.rotation == wanted.rotation {
+            continue;
+        }
+        let name = key.rsplit('/').next().unwrap_or_default();
+        let issued = store.range::<Issued>(&keys::issued_of(host, name)).await?;
+        let issued = issued.into_iter().filter(|(_, issued)| issued.value.authority == wanted.authority);
+        on_its_way.extend(issued.flat_map(|(_, issued)| issued.value.leaves).map(|leaf| leaf.installation));
+    }
     let inventory = store.range::<Inventory>(&keys::inventory_of(host)).await?;
     let missed: Vec<&Installation> = inventory
         .iter()
         .flat_map(|(_, chunk)| &chunk.value.installations)
         .filter(|installation| {
             installation.certificate.as_ref().is_some_and(|facts| wanted.issuer.issued(facts))
+                || on_its_way.contains(&installation.id)
         })
         .filter(|installation| !known.contains(installation.id.as_str()))
         .collect();

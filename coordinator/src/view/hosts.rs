@@ -111,6 +111,11 @@ impl HostView {
         }
     }
 
+    /// Is there open work that is not this rotation's?
+    pub fn has_other_work(&self, rotation: u64) -> bool {
+        self.open.iter().any(|open| open.rotation != Some(rotation))
+    }
+
     /// Certificates on this host that `key` issued.
     pub fn issued_by(&self, key: &IssuerKey) -> u32 {
         self.issuers

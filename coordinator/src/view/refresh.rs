@@ -211,14 +211,16 @@ fn take_rotation(state: &mut State, key: &str, record: Option<(Rotation, u64)>) 
 }
 
 /// Hosts whose inventory changed between the choosing of a rotation's targets and
-/// now: the engine may have looked at them before there was a rotation to see.
+/// now: the engine may have looked at them before there was a rotation to see. And
+/// those with other open work: its certificates are in no inventory yet.
 fn changed_since_chosen(state: &State, key: &str) -> Vec<Arc<str>> {
     let number = rotation_number(key.trim_start_matches(keys::ROTATION)).unwrap_or_default();
     let Some(rotation) = state.rotations.get(&number).filter(|rotation| rotation.record.wave <= 1) else {
         return Vec::new();
     };
     let since = rotation.record.chosen_at_revision;
-    let changed = state.hosts.iter().filter(|(_, host)| host.inventory_revision > since);
+    let changed =
+        state.hosts.iter().filter(|(_, host)| host.inventory_revision > since || host.has_other_work(number));
     changed.map(|(name, _)| name.clone()).collect()
 }
 
