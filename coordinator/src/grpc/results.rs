@@ -283,6 +283,23 @@ impl Results {
         }
         let proofs: BTreeMap<&str, &v1::TargetProof> =
             payload.targets.iter().map(|proof| (proof.installation.as_str(), proof)).collect();
+        // The payload replaces the one before: what is verified has to be proved by this one, too.
+        let mut verified = batch.targets.iter().filter(|target| target.state() == TargetState::Verified);
+        let contradicted = verified.find(|target| {
+            let name = target.installation.as_str();
+            proofs
+                .get(name)
+                .is_none_or(|proof| judge(proof, fingerprints.get(name)).0 != TargetState::Verified)
+        });
+        if let Some(target) = contradicted {
+            tracing::warn!(
+                host,
+                batch = %result.batch,
+                installation = %target.installation,
+                "a later result does not prove what an earlier one did; the earlier one stays"
+            );
+            return Ok(None);
+        }
         let mut changed = false;
         for target in batch.targets.iter_mut().filter(|target| !target.superseded) {
             let (state, failure, grade) = match proofs.get(target.installation.as_str()) {
