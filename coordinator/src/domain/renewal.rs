@@ -39,6 +39,11 @@ pub fn pause(attempt: u32) -> i64 {
         .min(MAX_PAUSE)
 }
 
+/// The number in the name of a renewal's batch: `n0000000007-3` is 7; 0: it is no such name.
+pub fn number(batch: &str) -> u64 {
+    batch.strip_prefix('n').and_then(|rest| rest.split('-').next()?.parse().ok()).unwrap_or(0)
+}
+
 /// 0 ..= `spread`, always the same for one installation.
 fn jitter(host: &str, installation: &str, spread: i64) -> i64 {
     let digest = sha256(format!("{host}\0{installation}").as_bytes());
@@ -58,6 +63,11 @@ mod tests {
         assert!((332 * DAY..=335 * DAY).contains(&year), "{year}");
         let hour = due_at("h", "i", Some((0, 3600)));
         assert!((2280..=2400).contains(&hour), "{hour}");
+    }
+
+    #[test]
+    fn numbers_are_read_from_names() {
+        assert_eq!([number("n0000000007-3"), number("r7.0-3"), number("n"), number("")], [7, 0, 0, 0]);
     }
 
     #[test]

@@ -85,7 +85,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
         .iter()
         .filter(|(_, batch)| batch.value.rotation.is_empty() && batch.value.finished_at != 0)
         .collect();
-    let number = finished.iter().filter_map(|(key, _)| renewal_number(key)).max().unwrap_or(0) + 1;
+    let number = finished.iter().map(|(key, _)| renewal::number(last(key))).max().unwrap_or(0) + 1;
     let key = keys::batch(host, &format!("n{number:010}-{}", store.epoch()));
     let record = Batch {
         targets,
@@ -98,7 +98,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     let mut commit = Commit::new().lease(turn.lease).absent(&key).put(&key, &record);
     for (old, batch) in finished.iter().take(finished.len().saturating_sub(KEEP)).take(8) {
         commit = commit.at(old, batch.revision).delete(old);
-        let name = old.rsplit('/').next().unwrap_or_default();
+        let name = last(old);
         for (issued, _) in
             store.range::<crate::store::record::Issued>(&keys::issued_of(host, name)).await?.iter().take(4)
         {
@@ -108,7 +108,7 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     turn.commit_unless_moved(commit).await.map(drop)
 }
 
-/// The number in `batch/<host>/n0000000007-3`.
-fn renewal_number(key: &str) -> Option<u64> {
-    key.rsplit('/').next()?.strip_prefix('n')?.split('-').next()?.parse().ok()
+/// The batch's name in its key.
+fn last(key: &str) -> &str {
+    key.rsplit('/').next().unwrap_or_default()
 }

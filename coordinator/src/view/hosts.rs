@@ -28,6 +28,8 @@ pub struct HostView {
     pub renewals_after: i64,
     /// Failed renewals in a row.
     pub failed_renewals: u32,
+    /// Number of the newest finished renewal: an older one whose proof comes late changes no pause.
+    pub newest_renewal: u64,
 }
 
 /// An issuer as the certificates of a host show it.
@@ -66,6 +68,7 @@ impl Default for HostView {
             last_finished: 0,
             renewals_after: 0,
             failed_renewals: 0,
+            newest_renewal: 0,
         }
     }
 }

@@ -259,12 +259,14 @@ fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Op
             let rotation = state.rotations.entry(number).or_insert_with(RotationView::unrevealed);
             rotation.put(name.clone(), batch, BatchView::of(record));
         }
-        None if finished => {
+        None if finished && renewal::number(batch) >= host.newest_renewal => {
+            host.newest_renewal = renewal::number(batch);
             let failed = record.targets.iter().any(|target| target::is_failure(target.state()));
             host.failed_renewals = if failed { record.attempt + 1 } else { 0 };
             host.renewals_after =
                 if failed { record.finished_at + renewal::pause(record.attempt + 1) } else { 0 };
         }
+        // Under way, or older than what counts.
         None => {}
     }
     (was_open.is_none() && !finished).then_some(name)
