@@ -16,9 +16,11 @@ pub use crate::grpc::tls::identify;
 
 use crate::app::{App, Wiring};
 use crate::domain::Now;
+use crate::domain::csr::Request;
 use crate::grpc;
 use crate::init;
 use crate::issuance::keyring::Keyring;
+use crate::issuance::profile::{self, Ca};
 use crate::store::Store;
 use crate::store::simulated::{Disk, Simulated};
 use crate::view::View;
@@ -34,8 +36,7 @@ pub struct Fleet {
     pub keyring: Arc<Keyring>,
     /// Certificate of its first admin, DER.
     pub admin: Vec<u8>,
-    /// The control-plane CA's certificate, DER.
-    pub control_ca: Vec<u8>,
+    root: Ca,
 }
 
 impl Fleet {
@@ -48,7 +49,15 @@ impl Fleet {
         let disk = Disk::default();
         let store = Store::inline(Arc::new(Simulated::open(&disk, NAME)));
         store.commit(made.commit).await?;
-        Ok(Self { disk, keyring, admin: made.admin_certificate, control_ca: made.control_ca })
+        let root = profile::ca("managed root", &made.managed_root, &made.root_pkcs8)?;
+        Ok(Self { disk, keyring, admin: made.admin_certificate, root })
+    }
+
+    /// The offline root signs the CSR of an authority; gives its certificate, DER.
+    pub fn sign_authority(&self, fleet: &str, slot: &str, csr: &[u8], now: i64) -> anyhow::Result<Vec<u8>> {
+        let request = Request::from_der(csr)?;
+        let name = profile::authority_name(fleet, slot);
+        Ok(profile::intermediate(&name, &request.spki, &self.root, now)?)
     }
 }
 

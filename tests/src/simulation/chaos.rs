@@ -71,6 +71,12 @@ pub async fn strike(world: &Arc<World>, agents: &mut Agents) {
                     agents.start(world, at);
                 }
             }
+            14 if world.random.percent(40) => {
+                agents.kill(world, at);
+                world.history.note(&host.name, "the agent's state is lost");
+                host.forget();
+                agents.start(world, at);
+            }
             14 => agents.start_all(world),
             15 => full_disk(world).await,
             16 => world.pause(0, 120_000).await,

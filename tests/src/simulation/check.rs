@@ -60,7 +60,7 @@ pub(super) struct Mirror {
     pub(super) steps: Vec<(String, String)>,
     pub(super) audited: Vec<(String, String)>,
     started: BTreeMap<Vec<u8>, String>,
-    banned: BTreeMap<String, Instant>,
+    pub(super) banned: BTreeMap<String, Instant>,
     results: BTreeSet<(String, String)>,
     violation: Option<String>,
     /// Counts of what happened, to show that something did.
@@ -92,6 +92,11 @@ impl Checker {
     /// Counts of what happened.
     pub fn seen(&self) -> BTreeMap<&'static str, u64> {
         self.mirror().seen.clone()
+    }
+
+    /// Names of the authorities.
+    pub fn authorities(&self) -> Vec<String> {
+        self.mirror().authorities.keys().cloned().collect()
     }
 
     /// Number of the newest rotation.

@@ -89,6 +89,8 @@ pub struct Contents {
     pub acknowledged: BTreeSet<String>,
     /// Batches with a target that waits for its consumer.
     pub unserved: BTreeMap<String, Batch>,
+    /// The agent's state was lost: what waited for a proof waits for ever.
+    pub forgot: bool,
 }
 
 /// A host. Clones share it.
@@ -151,6 +153,17 @@ impl Host {
     pub fn ever_served(&self, installation: &str, fingerprint: &[u8]) -> bool {
         let disk = self.disk();
         disk.installations.get(installation).is_some_and(|known| known.ever_served.contains(fingerprint))
+    }
+
+    /// The agent's state is lost, save who it is; what is in use stays.
+    pub fn forget(&self) {
+        let mut disk = self.disk();
+        let Contents { identity, mut installations, .. } = std::mem::take(&mut *disk);
+        for one in installations.values_mut() {
+            let current = one.current.clone();
+            one.generations.retain(|name, _| Some(name) == current.as_ref());
+        }
+        *disk = Contents { identity, installations, forgot: true, ..Contents::default() };
     }
 
     /// The inventory, as the agent sees it.

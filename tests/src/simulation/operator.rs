@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_proto::v1::{
-    AuthorityRequest, BanHostRequest, ControlRotationRequest, ListRotationsRequest, OnFailure, Policy,
-    RotateRequest, RotationAction, Selection, TaintAuthorityRequest, Usage,
+    AuthorityRequest, BanHostRequest, ControlRotationRequest, HostRequest, InstallAuthorityRequest,
+    ListRotationsRequest, OnFailure, Policy, PrepareAuthorityRequest, RotateRequest, RotationAction,
+    Selection, TaintAuthorityRequest, Usage,
 };
 use tonic::{Code, Status};
 
-use super::world::{Up, World};
+use super::seed::enrol;
+use super::world::{FLEET, Up, World, now};
 
 /// Acts until it is aborted.
 pub async fn run(world: Arc<World>) {
@@ -71,17 +73,33 @@ async fn act(world: &World, up: &Up, pending: &mut Option<RotateRequest>) {
                 world.checker.ban_acknowledged(&host);
             }
         }
+        17 if world.random.percent(50) => {
+            // Out, and in again under its name.
+            let host = world.random.pick(&world.hosts);
+            let (mut client, request) = world.operator(up, HostRequest { name: host.name.to_string() });
+            let done = client.remove_host(request).await;
+            told(world, &format!("remove {}", host.name), done.as_ref().err());
+            if done.is_ok() && world.random.percent(80) {
+                let enrolled = enrol(world, host).await;
+                world.history.note(&host.name, format!("enrols again: {}", enrolled.is_ok()));
+            }
+        }
         18 if world.random.percent(30) => {
-            let name = (*world.random.pick(&["a", "b"])).to_owned();
+            let name = world.random.pick(&world.checker.authorities()).clone();
             let (mut client, request) =
                 world.operator(up, TaintAuthorityRequest { name: name.clone(), reason: "stolen".into() });
             let done = client.taint_authority(request).await;
             told(world, &format!("taint {name}"), done.as_ref().err());
         }
         _ if world.random.percent(30) => {
-            let (mut client, request) = world.operator(up, AuthorityRequest { name: "b".into() });
+            let name = world.random.pick(&world.checker.authorities()).clone();
+            let (mut client, request) = world.operator(up, AuthorityRequest { name: name.clone() });
             let done = client.activate_authority(request).await;
-            told(world, "activate b", done.as_ref().err());
+            told(world, &format!("activate {name}"), done.as_ref().err());
+        }
+        _ if world.random.percent(50) => {
+            let prepared = prepare(world, up).await;
+            told(world, "prepare another authority", prepared.as_ref().err());
         }
         _ => {
             let (mut client, request) = world.operator(up, ListRotationsRequest {});
@@ -90,13 +108,26 @@ async fn act(world: &World, up: &Up, pending: &mut Option<RotateRequest>) {
     }
 }
 
+/// Prepares the next authority: its key here, its certificate from the offline root.
+async fn prepare(world: &World, up: &Up) -> Result<(), Status> {
+    let name = format!("a{}", world.checker.authorities().len());
+    let (mut client, request) = world.operator(up, PrepareAuthorityRequest { name: name.clone() });
+    let csr = client.prepare_authority(request).await?.into_inner().csr;
+    let signed = world.fleet.sign_authority(FLEET, &name, &csr, now());
+    let certificate = signed.map_err(|error| Status::internal(error.to_string()))?;
+    let (mut client, request) = world.operator(up, InstallAuthorityRequest { name, certificate });
+    client.install_authority(request).await?;
+    Ok(())
+}
+
 /// A rotation nobody has ordered yet.
 fn rotation(world: &World) -> RotateRequest {
     let random = &world.random;
     let host = random.pick(&world.hosts).name.to_string();
     let selection = match random.below(5) {
         0..=1 => {
-            Selection { compromised_issuer: (*random.pick(&["a", "a", "b"])).into(), ..Selection::default() }
+            let issuer = random.pick(&world.checker.authorities()).clone();
+            Selection { compromised_issuer: issuer, ..Selection::default() }
         }
         2 => Selection { hosts: vec!["*".into()], ..Selection::default() },
         3 => Selection { hosts: vec![host], ..Selection::default() },

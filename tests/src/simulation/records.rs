@@ -89,6 +89,7 @@ impl Change<'_> {
     fn host(&mut self, name: &str, key: &str, value: Option<&[u8]>) -> String {
         let Some(record) = value.map(|value| decode::<Host>(key, value)) else {
             self.mirror.hosts.remove(name);
+            self.mirror.banned.remove(name);
             return String::new();
         };
         let shown = format!("{:?}", record.state());

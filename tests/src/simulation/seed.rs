@@ -76,7 +76,7 @@ async fn live(world: &Arc<World>) -> Result<()> {
 }
 
 /// Invites a host and enrols it, through the real services.
-async fn enrol(world: &World, host: &Host) -> Result<()> {
+pub(super) async fn enrol(world: &World, host: &Host) -> Result<()> {
     let up = world.up().context("it runs")?;
     let invitation = InviteHostRequest { name: host.name.to_string(), ..InviteHostRequest::default() };
     let (mut operator, request) = world.operator(&up, invitation);
