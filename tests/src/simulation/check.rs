@@ -61,6 +61,8 @@ pub(super) struct Mirror {
     pub(super) audited: Vec<(String, String)>,
     started: BTreeMap<Vec<u8>, String>,
     pub(super) banned: BTreeMap<String, Instant>,
+    /// Hosts that were removed: until they report again nothing is known of them.
+    pub(super) removed: BTreeSet<String>,
     results: BTreeSet<(String, String)>,
     violation: Option<String>,
     /// Counts of what happened, to show that something did.

@@ -90,6 +90,7 @@ impl Change<'_> {
         let Some(record) = value.map(|value| decode::<Host>(key, value)) else {
             self.mirror.hosts.remove(name);
             self.mirror.banned.remove(name);
+            self.mirror.removed.insert(name.to_owned());
             return String::new();
         };
         let shown = format!("{:?}", record.state());

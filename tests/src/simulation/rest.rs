@@ -152,7 +152,8 @@ fn nobody_has_the_old_issuer(world: &World) {
             let issuer = facts::of_chain(issuer, []).expect("an authority has a certificate").spki_sha256;
             for host in world.hosts.iter().filter(|host| !host.lies) {
                 let record = mirror.hosts.get(&*host.name);
-                if record.is_none_or(|record| record.state() != HostState::Enrolled) {
+                let enrolled = record.is_some_and(|record| record.state() == HostState::Enrolled);
+                if !enrolled || mirror.removed.contains(&*host.name) {
                     continue;
                 }
                 for (installation, one) in &host.disk().installations {
