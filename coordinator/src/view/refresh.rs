@@ -77,8 +77,10 @@ impl View {
                     Hint::Resync => resync = true,
                 }
             }
-            // Inventories before batches: what a result has changed on its host is seen before its end.
-            written.sort_by_key(|key| (!key.starts_with(keys::INVENTORIES), key.clone()));
+            // Hosts before their inventories, which belong to nobody else; inventories before
+            // batches: what a result has changed on its host is seen before its end.
+            let rank = |key: &str| (!key.starts_with(keys::HOSTS), !key.starts_with(keys::INVENTORIES));
+            written.sort_by_key(|key| (rank(key), key.clone()));
             written.dedup();
             let busy = written.len() > BUSY;
             let result = if resync {
@@ -270,4 +272,35 @@ fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Op
         None => {}
     }
     (was_open.is_none() && !finished).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Commit;
+    use crate::store::simulated::{Disk, Simulated};
+    use reseal_proto::v1::Installation;
+
+    /// A host may report before anybody has looked at its enrolment.
+    #[tokio::test]
+    async fn a_host_and_its_first_inventory_come_together() {
+        let store = Store::over(Arc::new(Simulated::open(&Disk::default(), "c1"))).expect("new");
+        let view = View::default();
+        let watch = store.watch();
+        let inventory = Inventory {
+            installations: vec![Installation { id: "/a".into(), ..Installation::default() }],
+            ..Inventory::default()
+        };
+        let commit = Commit::new()
+            .put(keys::inventory("web-1", 0), &inventory)
+            .put(keys::host("web-1"), &Host::default());
+        let revision = store.commit(commit).await.expect("unguarded");
+        let following = {
+            let (view, store) = (view.clone(), store.clone());
+            tokio::spawn(async move { view.follow(store, watch, || ()).await })
+        };
+        assert!(view.catches_up(revision).await);
+        assert_eq!(view.read().hosts["web-1"].installations, 1);
+        following.abort();
+    }
 }
