@@ -286,10 +286,8 @@ impl Results {
         // The payload replaces the one before: what is verified has to be proved by this one, too.
         let mut verified = batch.targets.iter().filter(|target| target.state() == TargetState::Verified);
         let contradicted = verified.find(|target| {
-            let name = target.installation.as_str();
-            proofs
-                .get(name)
-                .is_none_or(|proof| judge(proof, fingerprints.get(name)).0 != TargetState::Verified)
+            let proof = proofs.get(target.installation.as_str());
+            proof.is_none_or(|proof| judge(proof, issued).0 != TargetState::Verified)
         });
         if let Some(target) = contradicted {
             tracing::warn!(

@@ -64,12 +64,8 @@ impl Change<'_> {
             _ => String::new(),
         };
         let verb = if value.is_some() { "" } else { " deleted" };
-        // A message's and a token's name is random.
-        let shown = match key.split_once('/') {
-            Some(("issued", rest)) => rest.rsplit_once('/').map_or("issued", |(before, _)| before),
-            Some(("token", _)) => "token",
-            _ => key,
-        };
+        // A token's name is random.
+        let shown = if key.starts_with("token/") { "token" } else { key };
         format!("{shown}{verb} {what}").trim_end().to_owned()
     }
 
@@ -277,7 +273,8 @@ impl Change<'_> {
     fn issued(&mut self, rest: &str, key: &str, value: Option<&[u8]>) -> String {
         let mut parts = rest.splitn(3, '/').map(str::to_owned);
         let mut part = || parts.next().unwrap_or_default();
-        let place = (part(), part(), part());
+        let (batch, host) = (part(), part());
+        let place = (host, batch, part());
         let Some(record) = value.map(|value| decode::<Issued>(key, value)) else {
             self.mirror.issued.remove(&place);
             return String::new();
