@@ -16,7 +16,7 @@ use reseal_proto::v1::{EvidencePayload, RotationAction, RotationState, TargetSta
 use tokio::time::Instant;
 
 use super::operator::{control, set_policy};
-use super::world::World;
+use super::world::{Up, World};
 
 /// Longer than the fifteen minutes after which a silent host's batch is failed.
 const PATIENCE: Duration = Duration::from_secs(20 * 60);
@@ -194,41 +194,46 @@ fn left(world: &World, host: &str, batch: &Batch) -> Vec<String> {
     left.map(|target| target.installation.clone()).collect()
 }
 
-/// The projection equals what a fresh one reads from the store.
-pub async fn same_view(world: &World) {
-    let Some(up) = world.up() else { return };
-    let fresh = View::default();
-    if fresh.load(&up.store).await.is_err() {
-        return world.checker.fail("the store cannot be read");
+/// The projection equals what a fresh one reads from the store; while something is
+/// written they may differ for a moment.
+async fn same_view(world: &World) {
+    let mut found = Vec::new();
+    for _ in 0..10 {
+        let Some(up) = world.up() else { return };
+        found = compared(&up).await;
+        if found.is_empty() {
+            return;
+        }
+        world.pause(500, 3000).await;
     }
-    let differences = {
-        let (kept, read) = (up.view.read(), fresh.read());
-        let rotations = |view: &RotationView| {
-            let mut view = view.clone();
-            for batch in view.batches.values_mut() {
-                batch.live.clear();
-            }
-            view
-        };
-        // A host that was removed leaves an empty place.
-        let hosts = |view: &State| -> Vec<(Arc<str>, HostView)> {
-            let hosts = view.hosts.iter().map(|(name, host)| (name.clone(), host.clone()));
-            hosts.filter(|(_, host)| host.state.is_some() || !host.open.is_empty()).collect()
-        };
-        let (kept_hosts, read_hosts) = (hosts(&kept), hosts(&read));
-        let mut found = differences("host", pairs(&kept_hosts), pairs(&read_hosts), Clone::clone);
-        found.extend(differences("rotation", kept.rotations.iter(), read.rotations.iter(), rotations));
-        found.extend(differences(
-            "authority",
-            kept.authorities.iter(),
-            read.authorities.iter(),
-            Clone::clone,
-        ));
-        found
-    };
-    for difference in differences {
+    for difference in found {
         world.checker.fail(format!("the projection is not what the store says: {difference}"));
     }
+}
+
+async fn compared(up: &Up) -> Vec<String> {
+    let fresh = View::default();
+    if fresh.load(&up.store).await.is_err() {
+        return vec!["the store cannot be read".into()];
+    }
+    let (kept, read) = (up.view.read(), fresh.read());
+    let rotations = |view: &RotationView| {
+        let mut view = view.clone();
+        for batch in view.batches.values_mut() {
+            batch.live.clear();
+        }
+        view
+    };
+    // A host that was removed leaves an empty place.
+    let hosts = |view: &State| -> Vec<(Arc<str>, HostView)> {
+        let hosts = view.hosts.iter().map(|(name, host)| (name.clone(), host.clone()));
+        hosts.filter(|(_, host)| host.state.is_some() || !host.open.is_empty()).collect()
+    };
+    let (kept_hosts, read_hosts) = (hosts(&kept), hosts(&read));
+    let mut found = differences("host", pairs(&kept_hosts), pairs(&read_hosts), Clone::clone);
+    found.extend(differences("rotation", kept.rotations.iter(), read.rotations.iter(), rotations));
+    found.extend(differences("authority", kept.authorities.iter(), read.authorities.iter(), Clone::clone));
+    found
 }
 
 fn pairs<K, V>(all: &[(K, V)]) -> impl Iterator<Item = (&K, &V)> {
