@@ -278,6 +278,7 @@ fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Op
 mod tests {
     use super::*;
     use crate::store::Commit;
+    use crate::store::record::Inventory;
     use crate::store::simulated::{Disk, Simulated};
     use reseal_proto::v1::Installation;
 
