@@ -86,6 +86,8 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
         .filter(|(_, batch)| batch.value.rotation.is_empty() && batch.value.finished_at != 0)
         .collect();
     let number = finished.iter().map(|(key, _)| renewal::number(last(key))).max().unwrap_or(0) + 1;
+    // A host that was removed and came back still knows the names it had: none comes again.
+    let number = number.max(u64::try_from(turn.now).unwrap_or(0));
     let key = keys::batch(host, &format!("n{number:010}-{}", store.epoch()));
     let record = Batch {
         targets,

@@ -165,7 +165,12 @@ async fn rotate(world: &World, up: &Up, request: RotateRequest) -> Option<Code> 
 
 /// Steers a rotation; false when it was refused.
 pub(super) async fn control(world: &World, up: &Up, id: &str, action: RotationAction) -> bool {
-    let message = ControlRotationRequest { id: id.into(), action: action.into(), reason: "simulated".into() };
+    let message = ControlRotationRequest {
+        id: id.into(),
+        action: action.into(),
+        reason: "simulated".into(),
+        ..ControlRotationRequest::default()
+    };
     let (mut client, request) = world.operator(up, message);
     let done = client.control_rotation(request).await;
     told(world, &format!("{} {id}", action.as_str_name()), done.as_ref().err());

@@ -196,7 +196,7 @@ impl Change<'_> {
         };
         let states: Vec<String> =
             record.targets.iter().map(|target| format!("{:?}", target.state())).collect();
-        let shown = format!("wave {} {}", record.wave, states.join(","));
+        let shown = format!("place {} {}", record.place, states.join(","));
         let before = self.mirror.batches.insert(place.clone(), record.clone());
         match before {
             None => {
@@ -222,7 +222,7 @@ impl Change<'_> {
             self.broken(format!("{at} has become another"));
         }
         for (old, new) in before.targets.iter().zip(&after.targets) {
-            let events = [Event::Order, Event::Lose, Event::Report(new.state())];
+            let events = [Event::Order, Event::Lose, Event::Exclude, Event::Report(new.state())];
             let mut steps = events.iter().filter_map(|event| target::apply(old.state(), *event).ok());
             if old.state() != new.state() && !steps.any(|next| next == new.state()) {
                 self.broken(format!(

@@ -80,7 +80,7 @@ fn busy(world: &World) -> bool {
                 || mirror
                     .rotations
                     .get(&batch.rotation)
-                    .is_some_and(|rotation| !is_end(rotation.state()) && batch.wave <= rotation.wave);
+                    .is_some_and(|rotation| !is_end(rotation.state()) && batch.place <= rotation.reach());
             enrolled && live && batch.finished_at == 0
         })
 }
@@ -130,7 +130,7 @@ fn nothing_is_stuck(world: &World) {
                 || mirror
                     .rotations
                     .get(&batch.rotation)
-                    .is_some_and(|rotation| !is_end(rotation.state()) && batch.wave <= rotation.wave);
+                    .is_some_and(|rotation| !is_end(rotation.state()) && batch.place <= rotation.reach());
             let honest = world.checker.host(host).is_some_and(|host| !host.lies);
             let enrolled = mirror.hosts.get(host).is_some_and(|record| record.state() == HostState::Enrolled);
             let age = super::world::now() - batch.created_at;
