@@ -246,7 +246,7 @@ mod tests {
         }
         let epoch = store.epoch();
         drop((store, export));
-        Store::import(&folder.join("new"), "c", &bytes[..]).await.unwrap();
+        Store::import(&folder.join("new"), "c", &bytes[..], 0).await.unwrap();
         let store = Store::open(&folder.join("new"), "c").unwrap();
         assert!(store.epoch() > epoch + 1000);
         store

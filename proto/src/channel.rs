@@ -4,10 +4,10 @@
 //! has its pin, from the join token, and accepts a chain only if that very
 //! certificate ends it.
 //!
-//! The coordinator's certificate is short-lived and young after each of its
-//! starts, and a host's clock may be slow: a certificate that is *not yet* good
-//! by this host's clock is judged at its own beginning. One that has expired is
-//! refused, because its key may have been somebody's for long.
+//! The coordinator's certificate is young after each of its starts, and a host's
+//! clock may be slow: to an agent, a certificate that is *not yet* good by up to
+//! [`SLOW_CLOCK`] is as if judged at its own beginning. One that has expired by
+//! the clock there is is refused, by everybody.
 
 use std::fmt;
 use std::sync::Arc;
@@ -73,16 +73,23 @@ pub fn install_crypto() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// The TLS side of a channel; one per identity, shared by reconnects.
+/// How far behind the clock of a host may be that still reaches its coordinator.
+/// Whoever has stolen an old key of the coordinator could use it against a host
+/// whose clock he holds back; not more than this.
+pub const SLOW_CLOCK: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// The TLS side of a channel; one per identity, shared by reconnects. `slow`: how
+/// much later than now the coordinator's certificate may begin.
 pub fn client_config(
     trust: Trust,
     credentials: Option<Credentials>,
+    slow: Duration,
 ) -> Result<Arc<ClientConfig>, ChannelError> {
     let builder = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]);
     let provider = CryptoProvider::get_default()
         .cloned()
         .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    let verifier = Arc::new(Verifier { trust, provider });
+    let verifier = Arc::new(Verifier { trust, slow, provider });
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match credentials {
         Some(Credentials { chain, key }) => {
@@ -142,6 +149,7 @@ pub async fn connect_from(
 #[derive(Debug)]
 struct Verifier {
     trust: Trust,
+    slow: Duration,
     provider: Arc<CryptoProvider>,
 }
 
@@ -174,7 +182,9 @@ impl ServerCertVerifier for Verifier {
             Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
                 not_before,
                 ..
-            })) => at(not_before),
+            })) if not_before.as_secs() <= now.as_secs().saturating_add(self.slow.as_secs()) => {
+                at(not_before)
+            }
             judged => judged,
         }
     }

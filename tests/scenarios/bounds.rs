@@ -239,7 +239,8 @@ fn a_flood_of_bad_enrolments_is_counted_and_slows_nobody() -> Result<()> {
             agent_version: "wire".into(),
         };
         let client = async || -> Result<EnrolmentClient<tonic::transport::Channel>> {
-            let config = channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None)?;
+            let config =
+                channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None, channel::SLOW_CLOCK)?;
             Ok(EnrolmentClient::new(channel::connect(&coordinator.address(), config).await?))
         };
         let der = csr("", "h1")?.der;

@@ -168,8 +168,9 @@ async fn copy_in(config: &Config, file: &std::path::Path) -> Result<u64, CliErro
     let open =
         std::fs::File::open(file).with_context(|| format!("cannot read the export {}", file.display()))?;
     let mut reader = std::io::BufReader::new(open);
-    let imported =
-        Store::import(&config.data_dir, &config.name, &mut reader).await.map_err(anyhow::Error::from)?;
+    let imported = Store::import(&config.data_dir, &config.name, &mut reader, crate::app::now())
+        .await
+        .map_err(anyhow::Error::from)?;
     let store = Store::open(&config.data_dir, &config.name).map_err(anyhow::Error::from)?;
     let draft = crate::store::AuditDraft {
         at: crate::app::now(),

@@ -51,7 +51,7 @@ pub struct Rejected {
 pub fn apply(state: State, event: Event) -> Result<State, Rejected> {
     match (state, event) {
         (State::Draft | State::AwaitingApproval, Event::Start) => Ok(State::Running),
-        (State::Running, Event::Pause) => Ok(State::Paused),
+        (State::Running | State::Trailing, Event::Pause) => Ok(State::Paused),
         (State::Paused | State::Halted, Event::Resume) => Ok(State::Running),
         (State::Running | State::Trailing, Event::Halt) => Ok(State::Halted),
         (State::Halted | State::Running | State::Trailing, Event::Retry) => Ok(State::Running),
@@ -359,7 +359,7 @@ mod tests {
         let no = None;
         let table: [(Event, [Option<State>; 10]); 9] = [
             (Event::Start, [no, Some(Running), Some(Running), no, no, no, no, no, no, no]),
-            (Event::Pause, [no, no, no, Some(Paused), no, no, no, no, no, no]),
+            (Event::Pause, [no, no, no, Some(Paused), no, no, Some(Paused), no, no, no]),
             (Event::Resume, [no, no, no, no, Some(Running), Some(Running), no, no, no, no]),
             (Event::Halt, [no, no, no, Some(Halted), no, no, Some(Halted), no, no, no]),
             (Event::Retry, [no, no, no, Some(Running), no, Some(Running), Some(Running), no, no, no]),

@@ -20,7 +20,7 @@ pub(super) async fn take_out(turn: &Turn<'_>) -> Result<(), StoreError> {
     for (host, batch, excluded) in included(turn) {
         let key = keys::batch(&host, &batch);
         let Some(mut record) = turn.engine.store.get::<Batch>(&key).await? else { continue };
-        for target in &mut record.value.targets {
+        for target in record.value.targets.iter_mut().filter(|target| !target.superseded) {
             let Ok(state) = target::apply(target.state(), Event::Exclude) else { continue };
             target.set_state(state);
             let before = target.failure.take();

@@ -155,6 +155,16 @@ impl Turn<'_> {
         }
     }
 
+    /// The time for deadlines: none passes just because the clock was put forward. Somebody has
+    /// [`steady::GRACE`] to put it right.
+    fn deadlines(&self) -> i64 {
+        if self.settled > self.engine.started_at && self.now < self.settled + steady::GRACE {
+            i64::MIN
+        } else {
+            self.now
+        }
+    }
+
     /// Have so many seconds passed since then?
     fn has_passed(&self, seconds: i64, since: i64) -> bool {
         steady::has_passed(seconds, since, self.settled, self.now)

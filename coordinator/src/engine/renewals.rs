@@ -15,6 +15,8 @@ use crate::store::{Commit, StoreError, keys};
 const HOSTS: usize = 500;
 /// Hosts whose orders are committed together.
 const TOGETHER: usize = 64;
+/// Writes of one commit.
+const ROOM: usize = 64;
 /// Finished renewals kept per host.
 const KEEP: usize = 10;
 
@@ -99,13 +101,13 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     tracing::info!(%host, targets = record.targets.len(), "renewal ordered");
     let mut commit = Commit::new().lease(turn.lease).absent(&key).put(&key, &record);
     for (old, batch) in finished.iter().take(finished.len().saturating_sub(KEEP)).take(8) {
-        commit = commit.at(old, batch.revision).delete(old);
-        let name = last(old);
-        for (issued, _) in
-            store.range::<crate::store::record::Issued>(&keys::issued_of(host, name)).await?.iter().take(4)
-        {
-            commit = commit.delete(issued);
+        let issued = store.range::<crate::store::record::Issued>(&keys::issued_of(host, last(old))).await?;
+        // A batch goes with all that was issued for it, or stays until the next time.
+        if commit.writes() + issued.len() >= ROOM {
+            break;
         }
+        commit = commit.at(old, batch.revision).delete(old);
+        commit = issued.iter().fold(commit, |commit, (key, _)| commit.delete(key));
     }
     turn.commit_unless_moved(commit).await.map(drop)
 }

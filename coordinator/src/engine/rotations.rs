@@ -74,8 +74,13 @@ fn due(turn: &Turn<'_>) -> Vec<Due> {
         .map(|(number, rotation)| {
             let record = &rotation.record;
             let progress = rotation.progress();
-            let step =
-                rotation::next(rotation.state, &progress, threshold(record), record.deadline_at, turn.now);
+            let step = rotation::next(
+                rotation.state,
+                &progress,
+                threshold(record),
+                record.deadline_at,
+                turn.deadlines(),
+            );
             Due {
                 id: format!("r{number}"),
                 record: record.clone(),

@@ -5,10 +5,15 @@
 //! six hours have not passed, and a moment that a wrong clock has written must
 //! not be waited for: patience begins anew. The engine asks on every turn.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Corrections up to this are no jump, seconds.
 const JUMP: i64 = 10;
+
+/// How long after a jump no deadline passes, seconds.
+pub(super) const GRACE: i64 = 600;
 
 /// The clock of the day beside the one that only runs.
 pub(super) struct Steady {

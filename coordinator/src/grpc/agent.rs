@@ -19,6 +19,7 @@ use reseal_proto::v1::{
     Welcome,
 };
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -46,6 +47,8 @@ pub(crate) const PROTOCOL: u32 = 1;
 const OUTBOX: usize = 16;
 /// How long one message may wait for a place in the outbox.
 const SLOW: Duration = Duration::from_secs(30);
+/// The agent keeps the time of its Welcome: when the clock here is set by more than this, it has to hear it anew.
+const SET: i64 = 60;
 /// How long a stream may be open before its Hello.
 const HELLO: Duration = Duration::from_secs(10);
 
@@ -137,6 +140,7 @@ impl Agent for AgentService {
             inbox: request.into_inner(),
             outbox,
             began_at: self.0.view.read().seen,
+            began: ((self.0.now)(), Instant::now()),
             record: Versioned { revision: 0, value: Host::default() },
             work: BTreeMap::new(),
         };
@@ -153,6 +157,8 @@ struct Session {
     outbox: Outbox,
     /// The store's revision when it began.
     began_at: u64,
+    /// When it began, by the clock of the day and by one that only runs.
+    began: (i64, Instant),
     /// The host's record, as it was last looked at.
     record: Versioned<Host>,
     /// Batches sent on this stream, until their results come.
@@ -210,6 +216,7 @@ impl Session {
                     if !go_on {
                         return Err(Status::aborted(format!("another session of host {} took over", self.host)));
                     }
+                    self.same_clock()?;
                     Box::pin(self.recheck()).await?;
                     Box::pin(self.order()).await?;
                 }
@@ -242,7 +249,7 @@ impl Session {
         let parts = &self.parts;
         if hello.epoch > parts.store.epoch() {
             let why = format!(
-                "host {} has seen epoch {}, this coordinator is at {}: its store is an older copy that was put back without an import, or a newer coordinator of this fleet runs somewhere. Stop this one; if there is no other, `reseal store export --config FILE` and `reseal store import` raise the epoch",
+                "host {} has seen epoch {}, this coordinator is at {}: if other hosts say so too, its store is an older copy that was put back without an import, or a newer coordinator of this fleet runs somewhere: stop this one; if there is no other, `reseal store export --config FILE` and `reseal store import` raise the epoch. If only this host says so, look into the host: `reseal host ban` cuts it off",
                 self.host,
                 hello.epoch,
                 parts.store.epoch()
@@ -265,6 +272,18 @@ impl Session {
         let known = parts.inventories.digest(&self.host).await?;
         if known != hello.inventory_digest || known.is_empty() {
             self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
+        }
+        Ok(())
+    }
+
+    /// Does the time that the Welcome told still hold?
+    fn same_clock(&self) -> Result<(), Status> {
+        let (wall, read) = self.began;
+        let passed = i64::try_from(read.elapsed().as_secs()).unwrap_or(i64::MAX);
+        if (self.parts.now)().saturating_sub(wall).abs_diff(passed) > SET.unsigned_abs() {
+            return Err(Status::unavailable(
+                "the coordinator's clock was set: connect again to hear the time",
+            ));
         }
         Ok(())
     }

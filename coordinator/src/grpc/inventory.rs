@@ -120,8 +120,14 @@ impl Inventories {
         let Writes { before: early, with_head } = write(host, head.chunks as usize, &old, &chunks);
         let mut revision = revision;
         if !early.is_empty() {
-            // Until the head is written it has no digest: killed in between, the whole is wanted again.
-            let claim = Inventory { chunks: head.chunks.max(chunks[0].chunks), ..Inventory::default() };
+            // Until the head is written the old one stands, without its digest: killed in between,
+            // nothing is missing and the whole is wanted again.
+            let old = self.store.get::<Inventory>(&key).await.map_err(|error| status(&error))?;
+            let claim = Inventory {
+                digest: Vec::new(),
+                chunks: head.chunks.max(chunks[0].chunks),
+                ..old.map(|old| old.value).unwrap_or_default()
+            };
             revision = Some(self.write(guard(Commit::new(), revision).put(&key, &claim)).await?);
             for commit in early {
                 self.write(guard(commit, revision)).await?;

@@ -133,6 +133,11 @@ impl Message {
         Issued { leaves: std::mem::take(&mut self.leaves), authority: authority.to_owned(), at }
     }
 
+    /// Is any CSR refused?
+    pub(super) fn refuses(&self) -> bool {
+        self.answers.iter().any(|answer| answer.refusal.is_some())
+    }
+
     /// How many were issued, and why the others were not.
     pub(super) fn outcome(&self) -> (usize, Vec<&str>) {
         let refusals: Vec<&str> = self

@@ -191,6 +191,7 @@ impl Issuance {
         known: Option<Known<'_>>,
     ) -> Result<v1::Chains, IssuanceError> {
         let read;
+        let from_session = known.is_some();
         let (known, earlier) = match known {
             Some(known) => (known, Vec::new()),
             None => {
@@ -216,6 +217,10 @@ impl Issuance {
                 .collect(),
         };
         let mut message = Message::judge(&applicant, batch_name, csrs, parsed);
+        // What was read a while ago may grant, under guards; it does not refuse.
+        if from_session && message.refuses() {
+            return Err(IssuanceError::Store(StoreError::Conflict { key: keys::batch(host, batch_name) }));
+        }
         if message.grants.is_empty() {
             self.audit_refusal(self.draft(host, batch_name, &message, "")).await?;
             return Ok(message.answer(Issued::default(), &[]));

@@ -20,8 +20,10 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// How far above the exported epoch the new one begins.
+/// How far above the exported epoch the new one begins, and one more for each so
+/// many seconds since the export: the same export imported again, later, begins higher.
 const EPOCH_JUMP: u64 = 1000;
+const SECONDS_PER_EPOCH: i64 = 10;
 /// Bytes of the header line at most.
 const MAX_HEADER: u64 = 4096;
 /// Members written at once.
@@ -40,8 +42,13 @@ impl Store {
     /// Makes an embedded store in `path` from an export. `path` must be absent
     /// or empty; nothing is there unless the whole export is good. `chain`
     /// names the audit chain of the coordinator that will open it. Open it
-    /// afterwards as any other. Blocks for as long as reading takes.
-    pub async fn import(path: &Path, chain: &str, export: impl Read + Send) -> Result<Imported, StoreError> {
+    /// afterwards as any other. `now`: seconds since the Unix epoch. Blocks for as long as reading takes.
+    pub async fn import(
+        path: &Path,
+        chain: &str,
+        export: impl Read + Send,
+        now: i64,
+    ) -> Result<Imported, StoreError> {
         let occupied = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
         if occupied || path.is_file() {
             return Err(StoreError::NotEmpty { path: path.to_owned() });
@@ -49,7 +56,9 @@ impl Store {
         let mut source = Source::new(export);
         let header = source.header()?;
         let beside = Beside::new(path)?;
-        let engine = Sled::create(&beside.0, chain, header.epoch.saturating_add(EPOCH_JUMP))?;
+        let since = now.saturating_sub(header.at).max(0) / SECONDS_PER_EPOCH;
+        let jump = EPOCH_JUMP.saturating_add(since.unsigned_abs());
+        let engine = Sled::create(&beside.0, chain, header.epoch.saturating_add(jump))?;
         let records = fill(&engine, &mut source).await?;
         mark(&engine, &header).await?;
         drop(engine);

@@ -39,7 +39,7 @@ async fn an_export_becomes_the_same_store() {
     let bytes = exported(&store).await;
     assert!(bytes.starts_with(br#"{"format":"reseal-store-export","version":1,"fleet":"acme","epoch":"#));
     let copy = home.path().join("copy");
-    let imported = Store::import(&copy, "c1", bytes.as_slice()).await.expect("whole");
+    let imported = Store::import(&copy, "c1", bytes.as_slice(), 0).await.expect("whole");
     assert_eq!((imported.header.fleet.as_str(), imported.header.at), ("acme", 1_000));
     let found = Store::open(&copy, "c1").expect("opens");
     assert!(found.epoch() > store.epoch() + 999);
@@ -74,7 +74,7 @@ async fn a_damaged_or_cut_export_leaves_nothing() {
     }
     bad.push([bytes.as_slice(), b"x"].concat());
     for bytes in bad {
-        let refused = Store::import(&target, "c1", bytes.as_slice()).await.expect_err("not whole");
+        let refused = Store::import(&target, "c1", bytes.as_slice(), 0).await.expect_err("not whole");
         assert_eq!(refused.code(), "import-refused", "{refused}");
         let left: Vec<_> = home
             .path()
@@ -86,7 +86,7 @@ async fn a_damaged_or_cut_export_leaves_nothing() {
     }
     std::fs::create_dir(&target).expect("made");
     std::fs::write(target.join("precious"), "x").expect("written");
-    let refused = Store::import(&target, "c1", bytes.as_slice()).await.expect_err("not empty");
+    let refused = Store::import(&target, "c1", bytes.as_slice(), 0).await.expect_err("not empty");
     assert_eq!(refused.code(), "store-not-empty");
     assert!(target.join("precious").exists());
 }
@@ -129,7 +129,7 @@ async fn an_export_shows_one_instant_of_a_busy_store() {
     writers.iter().for_each(tokio::task::JoinHandle::abort);
     for (n, bytes) in exports.iter().enumerate() {
         let copy = home.path().join(format!("copy-{n}"));
-        Store::import(&copy, "c1", bytes.as_slice()).await.expect("whole");
+        Store::import(&copy, "c1", bytes.as_slice(), 0).await.expect("whole");
         check_pairs(&Store::open(&copy, "c1").expect("opens")).await;
     }
 }

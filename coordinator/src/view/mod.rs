@@ -136,13 +136,17 @@ impl View {
             .and_then(|rotation| rotation.batches.get_mut(&(Arc::from(host), Box::from(batch))))
             && !batch.finished
         {
+            let before = batch.live.clone();
             batch.live.extend(targets);
             while batch.live.len() > PER_BATCH {
                 batch.live.pop_last();
             }
+            let moved = batch.live != before;
+            drop(state);
+            if moved {
+                self.bump();
+            }
         }
-        drop(state);
-        self.bump();
     }
 
     fn bump(&self) {

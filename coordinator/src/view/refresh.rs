@@ -110,8 +110,12 @@ impl View {
         forget: impl Fn(),
     ) -> Result<(), StoreError> {
         let mut last_inventory: Option<&str> = None;
+        let mut batches = Vec::new();
         for key in changed {
             let host = keys::host_of(key);
+            if !key.starts_with(keys::BATCHES) {
+                self.put_batches(std::mem::take(&mut batches));
+            }
             if key.starts_with(keys::ROTATION) {
                 forget();
                 let record =
@@ -124,8 +128,7 @@ impl View {
                 self.wake(woken);
             } else if key.starts_with(keys::BATCHES) {
                 let record = store.get::<BatchOutline>(key).await?.map(|batch| batch.value);
-                let wake = self.write(|state| take_batch(state, key, record.as_ref()));
-                self.wake(wake);
+                batches.push((key, record));
             } else if key.starts_with(keys::HOSTS) {
                 let record = store.get::<Host>(key).await?.map(|host| host.value);
                 let name: Arc<str> = Arc::from(key.trim_start_matches(keys::HOSTS));
@@ -159,7 +162,19 @@ impl View {
                 forget();
             }
         }
+        self.put_batches(batches);
         Ok(())
+    }
+
+    /// All at once: a batch that takes over from another is never seen without it.
+    fn put_batches(&self, batches: Vec<(&Arc<str>, Option<BatchOutline>)>) {
+        if !batches.is_empty() {
+            let woken: Vec<Arc<str>> = self.write(|state| {
+                let put = batches.iter().filter_map(|(key, record)| take_batch(state, key, record.as_ref()));
+                put.collect()
+            });
+            self.wake(woken);
+        }
     }
 
     fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {

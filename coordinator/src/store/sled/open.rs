@@ -71,7 +71,7 @@ impl Sled {
             Some(entry) => record::decode::<record::Counter>(keys::EPOCH, &entry.value)?.value,
             None => 0,
         };
-        self.epoch = old.max(floor) + 1;
+        self.epoch = old.max(floor).saturating_add(1);
         if self.epoch >> (u64::BITS - COUNT_BITS) != 0 {
             let spent = io::Error::other("all epochs are used up");
             return Err(StoreError::engine("raise its epoch", spent));
