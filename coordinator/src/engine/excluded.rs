@@ -17,7 +17,7 @@ const BATCHES: usize = 200;
 
 /// Takes them out.
 pub(super) async fn take_out(turn: &Turn<'_>) -> Result<(), StoreError> {
-    for (host, batch, excluded) in included(turn) {
+    for Taken { rotation, host, batch, excluded } in included(turn) {
         let key = keys::batch(&host, &batch);
         let Some(mut record) = turn.engine.store.get::<Batch>(&key).await? else { continue };
         for target in record.value.targets.iter_mut().filter(|target| !target.superseded) {
@@ -38,22 +38,42 @@ pub(super) async fn take_out(turn: &Turn<'_>) -> Result<(), StoreError> {
             record.value.finished_at = turn.now;
         }
         tracing::warn!(%host, %batch, "excluded from its rotation: not replaced");
-        let commit = Commit::new().lease(turn.lease).at(&key, record.revision).put(&key, &record.value);
+        // Fenced by the rotation, too: an operator may have taken the host in again just now.
+        let (id, revision) = rotation;
+        let commit = Commit::new().lease(turn.lease).at(keys::rotation(&id), revision);
+        let commit = commit.at(&key, record.revision).put(&key, &record.value);
         super::pass_over(&host, turn.commit_unless_moved(commit).await.map(drop))?;
     }
     Ok(())
 }
 
+/// A batch to take out.
+struct Taken {
+    /// Its rotation and the revision of that record.
+    rotation: (String, u64),
+    host: String,
+    batch: String,
+    excluded: ExcludedHost,
+}
+
 /// Batches of excluded hosts that are not taken out yet.
-fn included(turn: &Turn<'_>) -> Vec<(String, String, ExcludedHost)> {
+fn included(turn: &Turn<'_>) -> Vec<Taken> {
     let state = turn.engine.view.read();
     let mut found = Vec::new();
-    for rotation in state.rotations.values().filter(|rotation| rotation::accepts_work(rotation.state)) {
+    for (number, rotation) in &state.rotations {
+        if !rotation::accepts_work(rotation.state) {
+            continue;
+        }
         for excluded in &rotation.record.excluded {
             let batches = rotation.batches_of(&excluded.host).filter(|(_, batch)| {
                 batch.counts.iter().any(|(state, _)| !matches!(state, State::Verified | State::Excluded))
             });
-            found.extend(batches.map(|(name, _)| (excluded.host.clone(), name.to_owned(), excluded.clone())));
+            found.extend(batches.map(|(name, _)| Taken {
+                rotation: (format!("r{number}"), rotation.revision),
+                host: excluded.host.clone(),
+                batch: name.to_owned(),
+                excluded: excluded.clone(),
+            }));
         }
     }
     found.truncate(BATCHES);
