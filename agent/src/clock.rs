@@ -3,8 +3,9 @@
 //! Measured at each Welcome and carried on with the kernel's boot-time clock,
 //! which nobody sets and which counts while the host is suspended. So a wrong
 //! clock, or one that jumps, decides nothing: identities and certificates are
-//! judged by the coordinator's time. While the skew is beyond [`MOST_SKEW`]
-//! nothing is called verified (see [`crate::target`]).
+//! judged by the coordinator's time. While the skew is beyond [`MOST_SKEW`], or
+//! was not measured yet since the start, nothing is called verified (see
+//! [`crate::target`]).
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -28,6 +29,17 @@ struct Measured {
     theirs: i64,
     /// This host's boot-time clock at that moment, seconds.
     boot: i64,
+}
+
+/// What is known of this host's own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No coordinator was heard since the start: it may be right or wrong.
+    Unmeasured,
+    /// Near enough to the coordinator's.
+    Right,
+    /// Ahead by so many seconds; beyond what is tolerated.
+    Wrong(i64),
 }
 
 impl Measured {
@@ -60,9 +72,13 @@ impl Clock {
         measured.map(|measured| app::now() - measured.now(app::boot_time()))
     }
 
-    /// The skew, where it is beyond what is tolerated.
-    pub fn wrong(&self) -> Option<i64> {
-        self.skew().filter(|skew| is_wrong(*skew))
+    /// Can this host's clock be trusted?
+    pub fn standing(&self) -> Standing {
+        match self.skew() {
+            None => Standing::Unmeasured,
+            Some(skew) if is_wrong(skew) => Standing::Wrong(skew),
+            Some(_) => Standing::Right,
+        }
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Option<Measured>> {
@@ -91,14 +107,15 @@ mod tests {
     #[test]
     fn goes_on_by_the_coordinators_clock() {
         let clock = Clock::default();
-        assert_eq!((clock.skew(), clock.wrong()), (None, None));
+        assert_eq!((clock.skew(), clock.standing()), (None, Standing::Unmeasured));
         let far = app::now() + 86_400;
         clock.measure(far);
         assert!((far..far + 5).contains(&clock.now()), "{} is not {far}", clock.now());
-        let said = told(clock.wrong().expect("a day is wrong"));
+        let Standing::Wrong(skew) = clock.standing() else { panic!("a day is wrong") };
+        let said = told(skew);
         assert!(said.contains("s behind the coordinator's"), "{said}");
         clock.measure(app::now() - MOST_SKEW + 20);
-        assert_eq!(clock.wrong(), None);
+        assert_eq!(clock.standing(), Standing::Right);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::info;
 
+use crate::clock::Standing;
 use crate::discover::{Consumer, Host, Installation, finding};
 use crate::install::Files;
 use crate::target::{Tools, endpoints_of, unseen};
@@ -43,9 +44,7 @@ pub async fn run(tools: Tools) {
             }
         }
         // A consumer may have started while its batch was still under way: nobody waited yet.
-        if tools.clock.wrong().is_none() {
-            tools.unserved.clock_is_right();
-        }
+        tools.unserved.clock_is(tools.clock.standing());
         let waiting = tools.unserved.installations();
         tokio::select! {
             changed = host.changed() => if changed.is_err() {
@@ -87,7 +86,7 @@ fn started(host: &Host, seen: &mut BTreeMap<(String, String), i32>) -> Vec<Insta
 async fn look(tools: &Tools, installation: &Installation) {
     let deadline = Instant::now() + tools.config.verify_timeout;
     let endpoints = endpoints_of(&installation.consumers);
-    let problem = loop {
+    let mut problem = loop {
         let Some(fingerprint) = on_disk(tools, installation).await else {
             return;
         };
@@ -107,7 +106,7 @@ async fn look(tools: &Tools, installation: &Installation) {
     };
     if problem.is_none() {
         info!(installation = %installation.id, "a started consumer serves what is on disk");
-        prove(tools, installation).await;
+        problem = prove(tools, installation).await;
     }
     let found = problem.as_ref().map(|error| described(installation, error));
     for id in ["served-differs-from-file", "endpoint-unreachable"] {
@@ -145,28 +144,32 @@ async fn still_running(tools: &Tools, installation: &Installation) -> bool {
 }
 
 /// A target may have waited for this. Every consumer that runs is looked at,
-/// and this time with what clients trust.
-async fn prove(tools: &Tools, installation: &Installation) {
-    let Some(fingerprint) = on_disk(tools, installation).await else {
-        return;
-    };
+/// and this time with what clients trust, at a time that is known. A chain that
+/// clients refuse is what it goes on waiting for.
+async fn prove(tools: &Tools, installation: &Installation) -> Option<VerifyError> {
+    let fingerprint = on_disk(tools, installation).await?;
     let (Ok(consumers), anchors) = (tools.discovery.consumers(installation).await, tools.session.anchors())
     else {
-        return;
+        return None;
     };
-    if unseen(&consumers) || tools.clock.wrong().is_some() {
-        return;
+    if unseen(&consumers) || tools.clock.standing() != Standing::Right {
+        return None;
     }
     let expected = Expected { fingerprint, anchors: Some(&anchors), now: tools.clock.unix_time() };
     let deadline = Instant::now() + tools.config.verify_timeout;
     let (proofs, outcome) = verify::endpoints(&endpoints_of(&consumers), expected, deadline).await;
-    if outcome.is_err() || proofs.is_empty() {
-        return;
+    let waits = tools.unserved.waits(&installation.id, &fingerprint);
+    match outcome {
+        Err(error @ VerifyError::Chain { .. }) if waits => return Some(error),
+        Err(_) => return None,
+        Ok(()) if proofs.is_empty() => return None,
+        Ok(()) => {}
     }
     settle(tools, installation).await;
-    if tools.unserved.waits(&installation.id, &fingerprint) {
+    if waits {
         tools.unserved.proved(&installation.id, &fingerprint, &proofs);
     }
+    None
 }
 
 /// What is current is proved now: the key before it goes.

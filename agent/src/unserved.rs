@@ -4,8 +4,8 @@
 //! over. When a consumer starts and is seen serving the very certificate, the
 //! target's proof is completed and the whole result signed and sent again. A
 //! newer certificate for the same installation ends the wait. So wait, too,
-//! targets of a host whose clock was wrong: those without an endpoint that
-//! could show them again are completed as soon as it is right.
+//! targets of a host whose clock was wrong or not compared yet: those without an
+//! endpoint that could show them again are completed as soon as it is right.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,12 +15,13 @@ use reseal_proto::v1::{EndpointProof, Grade, TargetProof, TargetState};
 use tracing::{error, info};
 
 use crate::app;
+use crate::clock::Standing;
 use crate::evidence;
 use crate::identity::{IdentityStore, Slot};
 use crate::journal::Batch;
 use crate::outbox::Outbox;
 use crate::state::{self, StateError};
-use crate::target::CLOCK_SKEW;
+use crate::target::{CLOCK_SKEW, CLOCK_UNKNOWN};
 
 const EXTENSION: &str = "pb";
 
@@ -96,11 +97,17 @@ impl Unserved {
         );
     }
 
-    /// The clock is right: what had nothing to wait for but that is complete.
-    pub fn clock_is_right(&self) {
+    /// Once the clock is right, and known to be, what had nothing to wait for
+    /// but that is complete.
+    pub fn clock_is(&self, clock: Standing) {
+        match clock {
+            Standing::Right => {}
+            Standing::Unmeasured | Standing::Wrong(_) => return,
+        }
         let only_time = |proof: &TargetProof| {
             let waited_for = proof.failure.as_ref().map(|failure| failure.code.as_str());
-            is_waiting(proof) && proof.endpoints.is_empty() && waited_for == Some(CLOCK_SKEW)
+            let time = matches!(waited_for, Some(CLOCK_SKEW | CLOCK_UNKNOWN));
+            time && is_waiting(proof) && proof.endpoints.is_empty()
         };
         self.complete(only_time, |_| {});
     }
@@ -236,21 +243,29 @@ mod tests {
 
     #[test]
     fn what_waited_for_the_right_time_only_is_completed() {
-        let dir = tempfile::tempdir().unwrap();
-        let (unserved, outbox) = open(dir.path());
-        unserved.keep(&batch("r1.0", TargetState::Unserved, 7));
-        unserved.clock_is_right();
-        assert!(outbox.waiting().is_empty(), "nothing ran that could prove it");
-        let mut skewed = batch("r2.0", TargetState::Unserved, 8);
-        let proof = skewed.entries[0].proof.as_mut().unwrap();
-        proof.failure = Some(reseal_proto::v1::Failure { code: CLOCK_SKEW.into(), ..Default::default() });
-        unserved.keep(&skewed);
-        unserved.clock_is_right();
-        let Some(crate::outbox::Known::Finished(result)) = outbox.known("r2.0") else {
-            panic!("no late result");
-        };
-        let payload = EvidencePayload::decode(result.payload.as_slice()).unwrap();
-        assert_eq!((payload.targets[0].state(), &payload.targets[0].failure), (TargetState::Verified, &None));
+        for code in [CLOCK_SKEW, CLOCK_UNKNOWN] {
+            let dir = tempfile::tempdir().unwrap();
+            let (unserved, _) = open(dir.path());
+            unserved.keep(&batch("r1.0", TargetState::Unserved, 7));
+            let mut skewed = batch("r2.0", TargetState::Unserved, 8);
+            let proof = skewed.entries[0].proof.as_mut().unwrap();
+            proof.installation = "/srv/client.crt".into();
+            proof.failure = Some(reseal_proto::v1::Failure { code: code.into(), ..Default::default() });
+            unserved.keep(&skewed);
+            // After a restart nobody knows yet whether the clock is right.
+            let (unserved, outbox) = open(dir.path());
+            unserved.clock_is(Standing::Unmeasured);
+            unserved.clock_is(Standing::Wrong(7200));
+            assert!(outbox.waiting().is_empty());
+            unserved.clock_is(Standing::Right);
+            assert_eq!(outbox.waiting(), ["r2.0"], "nothing ran that could prove the other one");
+            let Some(crate::outbox::Known::Finished(result)) = outbox.known("r2.0") else {
+                panic!("no late result");
+            };
+            let payload = EvidencePayload::decode(result.payload.as_slice()).unwrap();
+            let late = &payload.targets[0];
+            assert_eq!((late.state(), &late.failure), (TargetState::Verified, &None));
+        }
     }
 
     #[test]

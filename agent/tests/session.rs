@@ -446,6 +446,48 @@ async fn a_wrong_clock_decides_nothing_and_proves_nothing() {
 }
 
 #[tokio::test]
+async fn after_a_crash_nothing_is_judged_before_the_time_is_known() {
+    let (mut world, id, first) = running().await;
+    // This host is slow, if not by too much: what is made now is not good yet by its own clock.
+    world.coordinator.set_ahead(200);
+    world.coordinator.hang_up();
+    world.next("a new session", |body| matches!(body, Body::Hello(_)).then_some(())).await;
+    world.next("its inventory", |body| matches!(body, Body::Inventory(_)).then_some(())).await;
+    world.engine.change("web", |web| web.obeys = false);
+    world.coordinator.order("r1.0", "r1", &[&id]).await;
+    let asked = csrs(&mut world).await;
+    world.coordinator.issue(&asked).await;
+    let installed = || {
+        let chain = reseal_agent::pem::read_certificates(&std::fs::read(&id).unwrap()).unwrap();
+        sha256(&chain[0]).to_vec()
+    };
+    until("the switch", || installed() != first.after).await;
+    world.kill();
+    // A coordinator from the past gets no session, and does not say what time it is.
+    world.coordinator.set_epoch(support::coordinator::EPOCH - 1);
+    world.engine.change("web", |web| web.obeys = true);
+    world.start();
+    let stored = world.config.state_dir.join("results/r1.0.pb");
+    until("the result", || stored.exists()).await;
+    let kept = BatchResult::decode(std::fs::read(&stored).unwrap().as_slice()).unwrap();
+    let kept = EvidencePayload::decode(kept.payload.as_slice()).unwrap().targets.remove(0);
+    let failure = kept.failure.clone().expect("it says what it waits for");
+    assert_eq!((kept.state(), failure.code.as_str()), (TargetState::Unserved, "clock-unknown"), "{kept:?}");
+    assert_eq!((&kept.after, kept.endpoints[0].chain_valid), (&installed(), false));
+    // The time is known: the proof is completed.
+    world.coordinator.set_epoch(support::coordinator::EPOCH);
+    let late = loop {
+        let (_, mut payload) = result(&mut world, true).await;
+        let target = payload.targets.remove(0);
+        if target.state() != TargetState::Unserved {
+            break target;
+        }
+    };
+    assert_eq!((late.state(), late.failure), (TargetState::Verified, None));
+    assert_eq!((late.after, late.endpoints[0].chain_valid), (installed(), true));
+}
+
+#[tokio::test]
 async fn an_order_that_waits_is_not_taken_twice() {
     let (mut world, id, _) = running().await;
     world.coordinator.order("r1.0", "r1", &[&id]).await;

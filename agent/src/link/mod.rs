@@ -298,7 +298,7 @@ impl Link {
         if let Err(error) = remembered {
             error!(error = %crate::chain_of(&error), "cannot remember how far the clock is off");
         }
-        let skew = self.shared.clock.wrong();
+        let skew = self.shared.clock.skew().filter(|skew| clock::is_wrong(*skew));
         let same = match (self.told_skew, skew) {
             (None, None) => true,
             (Some(told), Some(skew)) => told.abs_diff(skew) <= SKEW_STEP,

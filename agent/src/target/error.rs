@@ -11,6 +11,8 @@ use crate::verify::VerifyError;
 
 /// What a target that only waits for the right time says.
 pub const CLOCK_SKEW: &str = "clock-skew";
+/// Likewise, while nobody knows whether this host's clock is right.
+pub const CLOCK_UNKNOWN: &str = "clock-unknown";
 
 /// Why a target failed; every variant knows its stage.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,11 @@ pub enum TargetError {
     /// Everything is well but the time.
     #[error("the new certificate is in use, but {}", crate::clock::told(*.0))]
     Clock(i64),
+    /// Likewise, and nobody knows the time.
+    #[error(
+        "the new certificate is in use, but no coordinator has said what time it is since this agent started: the proof is completed when one has"
+    )]
+    NoTime,
 }
 
 impl TargetError {
@@ -69,7 +76,7 @@ impl TargetError {
             Self::Chain(_) => Stage::Validate,
             Self::Install(_) => Stage::Install,
             Self::Docker(_) | Self::Reload(_) => Stage::Reload,
-            Self::Verify(_) | Self::Clock(_) | Self::NotReloaded { .. } => Stage::Verify,
+            Self::Verify(_) | Self::Clock(_) | Self::NoTime | Self::NotReloaded { .. } => Stage::Verify,
         }
     }
 
@@ -87,6 +94,7 @@ impl TargetError {
             Self::Reload(error) => error.code(),
             Self::Verify(error) => error.code(),
             Self::Clock(_) => CLOCK_SKEW,
+            Self::NoTime => CLOCK_UNKNOWN,
             Self::NotReloaded { source, .. } => source.code(),
         }
     }

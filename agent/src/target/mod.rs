@@ -51,7 +51,7 @@ pub struct Tools {
     pub busy: Arc<tokio::sync::Mutex<()>>,
 }
 
-pub use error::{CLOCK_SKEW, TargetError};
+pub use error::{CLOCK_SKEW, CLOCK_UNKNOWN, TargetError};
 
 /// Is there a running consumer that is declared to serve and that nobody can dial?
 /// Every one of them must have been seen before anything is proved.

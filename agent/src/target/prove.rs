@@ -3,13 +3,14 @@
 //! Consumers may be stopped, started and made anew by others meanwhile: what is
 //! not the new certificate's fault is looked at again. The grade of a proof is
 //! decided here, and nothing is called verified by a host that does not know
-//! what time it is.
+//! what time it is; nor does such a host judge a chain.
 
 use reseal_proto::v1::{Failure, Grade, TargetState, Usage};
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
 use super::{Shown, Target, TargetError, endpoints_of, unseen};
+use crate::clock::Standing;
 use crate::discover::{Consumer, Reload};
 use crate::journal::Entry;
 use crate::reload::ReloadError;
@@ -17,6 +18,14 @@ use crate::verify::{self, Expected};
 
 /// Consumers may change under the agent's hands this often in one target.
 const MOST_CHANGES: usize = 3;
+
+/// How a target ends that did not fail.
+struct End {
+    state: TargetState,
+    grade: Grade,
+    /// What it still waits for.
+    failure: Option<Failure>,
+}
 
 impl Target<'_> {
     /// Reloads every consumer, looks at every endpoint, ends the target.
@@ -34,9 +43,8 @@ impl Target<'_> {
             }
         }
         match outcome {
-            Ok((state, grade)) => {
+            Ok(End { state, grade, failure }) => {
                 let (after, previous) = (entry.new.clone(), entry.previous.clone());
-                let (state, failure) = self.at_a_known_time(state);
                 self.done(entry, state, grade, failure, after, shown).await;
                 // Only once the proof is on record: until then the way back stays open.
                 if state == TargetState::Verified {
@@ -47,14 +55,17 @@ impl Target<'_> {
         }
     }
 
-    async fn attempt(&self, entry: &Entry, shown: &mut Shown) -> Result<(TargetState, Grade), TargetError> {
+    async fn attempt(&self, entry: &Entry, shown: &mut Shown) -> Result<End, TargetError> {
         let before = self.consumers().await?;
         shown.seen.extend(before.iter().map(|consumer| consumer.container_id.clone()));
         self.reload(&before, shown).instrument(self.span("reload")).await?;
         // A restarted container may have another address.
         let after = self.consumers().await?;
-        self.verify(&after, &entry.new, shown).instrument(self.span("verify")).await?;
-        Ok(self.judge(&after, shown))
+        // Once: a Welcome in the middle must not call verified what was not judged.
+        let clock = self.tools.clock.standing();
+        self.verify(&after, &entry.new, clock, shown).instrument(self.span("verify")).await?;
+        let (state, grade) = self.judge(&after, shown);
+        Ok(at_a_known_time(state, grade, clock))
     }
 
     /// Was it somebody who stopped or recreated a container, and not the new
@@ -90,6 +101,7 @@ impl Target<'_> {
         &self,
         consumers: &[Consumer],
         fingerprint: &[u8],
+        clock: Standing,
         shown: &mut Shown,
     ) -> Result<(), TargetError> {
         let endpoints = endpoints_of(consumers);
@@ -97,7 +109,8 @@ impl Target<'_> {
         let anchors = self.tools.session.anchors();
         let expected = Expected {
             fingerprint: fingerprint.try_into().unwrap_or([0; 32]),
-            anchors: Some(&anchors),
+            // A chain is not judged by a clock that may be wrong.
+            anchors: (clock != Standing::Unmeasured).then_some(&anchors),
             now: self.tools.clock.unix_time(),
         };
         let (proofs, result) = verify::endpoints(&endpoints, expected, self.deadline()).await;
@@ -126,17 +139,6 @@ impl Target<'_> {
         }
     }
 
-    /// Nothing is called verified by a host that does not know the time: the
-    /// proof is completed when its clock is right (see [`crate::served`]).
-    fn at_a_known_time(&self, state: TargetState) -> (TargetState, Option<Failure>) {
-        match (state, self.tools.clock.wrong()) {
-            (TargetState::Verified, Some(skew)) => {
-                (TargetState::Unserved, Some(TargetError::Clock(skew).failure()))
-            }
-            (state, _) => (state, None),
-        }
-    }
-
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.tools.config.verify_timeout
     }
@@ -147,5 +149,40 @@ impl Target<'_> {
         if let Err(error) = settled {
             warn!(error = %crate::chain_of(&error), installation = %self.installation.id, "old keys could not be removed");
         }
+    }
+}
+
+/// Nothing is called verified by a host that does not know the time: the proof
+/// is completed when its clock is known to be right (see [`crate::served`]).
+fn at_a_known_time(state: TargetState, grade: Grade, clock: Standing) -> End {
+    let missing = match clock {
+        Standing::Right => None,
+        Standing::Wrong(skew) => Some(TargetError::Clock(skew)),
+        Standing::Unmeasured => Some(TargetError::NoTime),
+    };
+    match missing {
+        Some(error) if state == TargetState::Verified => {
+            End { state: TargetState::Unserved, grade, failure: Some(error.failure()) }
+        }
+        Some(_) | None => End { state, grade, failure: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_right_clock_lets_anything_be_called_verified() {
+        let code = |state, clock| {
+            let end = at_a_known_time(state, Grade::Probe, clock);
+            (end.state, end.failure.map(|failure| failure.code))
+        };
+        let (verified, unserved) = (TargetState::Verified, TargetState::Unserved);
+        assert_eq!(code(verified, Standing::Right), (verified, None));
+        assert_eq!(code(verified, Standing::Wrong(-7200)), (unserved, Some("clock-skew".into())));
+        assert_eq!(code(verified, Standing::Unmeasured), (unserved, Some("clock-unknown".into())));
+        // What waits for its consumer says so and nothing else.
+        assert_eq!(code(unserved, Standing::Unmeasured), (unserved, None));
     }
 }

@@ -199,7 +199,10 @@ impl Coordinator {
     pub(crate) fn chains(&self, csrs: &CsrBatch) -> Chains {
         let issued = csrs.csrs.iter().map(|csr| {
             let der = CertificateSigningRequestDer::from(csr.der.as_slice());
-            let request = CertificateSigningRequestParams::from_der(&der).unwrap();
+            let mut request = CertificateSigningRequestParams::from_der(&der).unwrap();
+            // Not good before it is made, by this clock.
+            let now = Duration::from_secs((self.shared.now() - 1).try_into().unwrap());
+            request.params.not_before = (std::time::UNIX_EPOCH + now).into();
             let certificate = request.signed_by(&self.shared.intermediate.issuer).unwrap();
             let facts = reseal_proto::facts::of_chain(certificate.der(), []).unwrap();
             Issued {

@@ -90,6 +90,10 @@ pub const TABLE: &[(&str, &str)] = &[
     // Verifying.
     ("clock-skew", "set the clock of {host}: within a minute the proof is completed by itself"),
     (
+        "clock-unknown",
+        "see that the clock of {host} is right, `reseal findings --host {host}`: within a minute the proof is completed by itself",
+    ),
+    (
         "served-differs",
         "the program reads another file or does not reload certificates: look at its configuration; then retry",
     ),
@@ -193,8 +197,8 @@ mod tests {
         let missing: Vec<&String> = used.difference(&known).collect();
         assert!(missing.is_empty(), "no remedy for {missing:?}");
         let unused: Vec<&String> = known.difference(&used).collect();
-        // The last one is a constant in the agent.
-        let made_here = ["straggler", "unserved", "overtaken", "clock-skew"];
+        // The last two are constants in the agent.
+        let made_here = ["straggler", "unserved", "overtaken", "clock-skew", "clock-unknown"];
         assert!(unused.iter().all(|code| made_here.contains(&code.as_str())), "nobody says {unused:?}");
     }
 
