@@ -452,7 +452,6 @@ async fn after_a_crash_nothing_is_judged_before_the_time_is_known() {
     world.coordinator.set_ahead(200);
     world.coordinator.hang_up();
     world.next("a new session", |body| matches!(body, Body::Hello(_)).then_some(())).await;
-    world.next("its inventory", |body| matches!(body, Body::Inventory(_)).then_some(())).await;
     world.engine.change("web", |web| web.obeys = false);
     world.coordinator.order("r1.0", "r1", &[&id]).await;
     let asked = csrs(&mut world).await;
@@ -485,6 +484,30 @@ async fn after_a_crash_nothing_is_judged_before_the_time_is_known() {
     };
     assert_eq!((late.state(), late.failure), (TargetState::Verified, None));
     assert_eq!((late.after, late.endpoints[0].chain_valid), (installed(), true));
+}
+
+#[tokio::test]
+async fn a_late_proof_stays_until_it_is_acknowledged_itself() {
+    let mut world = World::enrolled().await;
+    let id = world.engine.create("web", &world.mount("tls"), &[]).await;
+    world.start();
+    inventory(&mut world).await;
+    world.coordinator.order("n1", "r1", &[&id]).await;
+    let asked = csrs(&mut world).await;
+    world.coordinator.issue(&asked).await;
+    let (first, _) = result(&mut world, false).await;
+    world.coordinator.order("n1", "r1", &[&id]).await;
+    assert_eq!(result(&mut world, false).await.0.payload, first.payload, "ordered again, told again");
+    world.engine.start_container("web");
+    let (late, _) = result(&mut world, false).await;
+    assert_ne!(late.payload, first.payload);
+    // Two acknowledgements of what went first; then an order, to see that they were read.
+    for _ in 0..2 {
+        let ack = ResultAck { batch: "n1".into() };
+        world.coordinator.send(coordinator_message::Body::ResultAck(ack)).await;
+    }
+    world.coordinator.order("n1", "r1", &[&id]).await;
+    assert_eq!(result(&mut world, true).await.0.payload, late.payload, "it is still there");
 }
 
 #[tokio::test]

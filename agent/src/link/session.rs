@@ -281,7 +281,7 @@ impl Link {
         let Some(Known::Finished(result)) = self.shared.outbox.known(batch) else {
             return Ok(());
         };
-        if !line.told.note(batch, &result.payload) && !again {
+        if line.told.is_last(batch, &result.payload) && !again {
             return Ok(());
         }
         let result = match evidence::vouched(*result, line.identity) {
@@ -297,7 +297,7 @@ impl Link {
                 return Ok(());
             }
             Err(error) => {
-                error!(batch, error = %crate::chain_of(&error), "a result cannot be signed; it waits for the next session");
+                error!(batch, error = %crate::chain_of(&error), "a result cannot be signed; it waits");
                 return Ok(());
             }
         };
@@ -306,7 +306,9 @@ impl Link {
         let result =
             BatchResult { inventory: changed.as_ref().map(|report| report.delta(self.base())), ..result };
         crate::fail_point("agent.before_report");
+        let payload = result.payload.clone();
         line.handle.send(agent_message::Body::Result(result)).await?;
+        line.told.sent(batch, payload);
         if let Some(report) = changed {
             self.was_sent(report);
         }
@@ -331,19 +333,20 @@ enum Reply {
 }
 
 /// Results told in this session and not acknowledged yet: payloads in the order
-/// in which they went, because an acknowledgement names the batch only.
+/// in which they went, one for each time they went, because an acknowledgement
+/// names the batch only.
 #[derive(Default)]
 struct Told(BTreeMap<String, VecDeque<Vec<u8>>>);
 
 impl Told {
-    /// Notes that a payload goes; says whether it is another than the last one.
-    fn note(&mut self, batch: &str, payload: &[u8]) -> bool {
-        let sent = self.0.entry(batch.to_owned()).or_default();
-        let new = sent.back().is_none_or(|last| last != payload);
-        if new {
-            sent.push_back(payload.to_vec());
-        }
-        new
+    /// Is this what went last of the batch?
+    fn is_last(&self, batch: &str, payload: &[u8]) -> bool {
+        self.0.get(batch).and_then(VecDeque::back).is_some_and(|last| last == payload)
+    }
+
+    /// A payload went.
+    fn sent(&mut self, batch: &str, payload: Vec<u8>) {
+        self.0.entry(batch.to_owned()).or_default().push_back(payload);
     }
 
     /// The payload that an acknowledgement is for.
@@ -354,5 +357,28 @@ impl Told {
             self.0.remove(batch);
         }
         payload
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_acknowledgement_is_for_one_that_went() {
+        let mut told = Told::default();
+        let (first, late) = (vec![1], vec![2]);
+        assert!(!told.is_last("r1.0", &first));
+        // Told at the start of the session, and again because it was ordered again.
+        told.sent("r1.0", first.clone());
+        assert!(told.is_last("r1.0", &first));
+        told.sent("r1.0", first.clone());
+        // Then the proof was completed.
+        assert!(!told.is_last("r1.0", &late));
+        told.sent("r1.0", late.clone());
+        assert_eq!(told.acknowledged("r1.0"), Some(first.clone()));
+        assert_eq!(told.acknowledged("r1.0"), Some(first), "the late one is still on its way");
+        assert_eq!(told.acknowledged("r1.0"), Some(late));
+        assert_eq!((told.acknowledged("r1.0"), told.acknowledged("r2.0")), (None, None));
     }
 }
