@@ -20,6 +20,7 @@ use tracing::error;
 
 use crate::state::{self, StateError};
 
+const DIRECTORY: &str = "journal";
 const EXTENSION: &str = "pb";
 
 /// How far a target was meant to go.
@@ -87,7 +88,7 @@ pub struct Batch {
 /// The journal of one running batch; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    directory: PathBuf,
+    state_dir: PathBuf,
     batch: Arc<Mutex<Batch>>,
 }
 
@@ -100,7 +101,7 @@ impl Journal {
             .map(|installation| Entry { installation: installation.clone(), ..Entry::default() });
         let batch = Batch { entries: entries.collect(), order: Some(order), started_at };
         let journal = Self::of(state_dir, batch.clone());
-        written(store(&journal.directory, &batch));
+        written(store(state_dir, &batch));
         journal
     }
 
@@ -128,7 +129,7 @@ impl Journal {
     }
 
     fn of(state_dir: &Path, batch: Batch) -> Self {
-        Self { directory: directory(state_dir), batch: Arc::new(Mutex::new(batch)) }
+        Self { state_dir: state_dir.to_owned(), batch: Arc::new(Mutex::new(batch)) }
     }
 
     /// As it stands.
@@ -145,21 +146,21 @@ impl Journal {
     pub async fn update(&self, change: impl FnOnce(&mut Vec<Entry>)) {
         let mut batch = self.batch.lock().await;
         change(&mut batch.entries);
-        let (directory, copy) = (self.directory.clone(), batch.clone());
+        let (state_dir, copy) = (self.state_dir.clone(), batch.clone());
         // The lock is held: writes come in order.
-        let stored = tokio::task::spawn_blocking(move || store(&directory, &copy)).await;
+        let stored = tokio::task::spawn_blocking(move || store(&state_dir, &copy)).await;
         written(stored.expect("writing a file does not panic"));
     }
 
     /// The result is safe elsewhere.
     pub async fn finish(&self) -> Result<(), StateError> {
         let batch = self.batch.lock().await;
-        state::remove(&self.directory, &name_of(&batch))
+        state::remove(&directory(&self.state_dir), &name_of(&batch))
     }
 }
 
 fn directory(state_dir: &Path) -> PathBuf {
-    state_dir.join("journal")
+    state_dir.join(DIRECTORY)
 }
 
 fn name_of(batch: &Batch) -> String {
@@ -173,9 +174,9 @@ fn written(result: Result<(), StateError>) {
     }
 }
 
-fn store(directory: &Path, batch: &Batch) -> Result<(), StateError> {
-    state::make_dir(directory)?;
-    state::write(directory, &name_of(batch), &batch.encode_to_vec())
+fn store(state_dir: &Path, batch: &Batch) -> Result<(), StateError> {
+    state::make_dir(&directory(state_dir))?;
+    state::write_in(state_dir, DIRECTORY, &name_of(batch), &batch.encode_to_vec())
 }
 
 #[cfg(test)]

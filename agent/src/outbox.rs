@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::state::{self, StateError};
 
 const ACKNOWLEDGED: &str = "acknowledged.pb";
+const DIRECTORY: &str = "results";
 const EXTENSION: &str = "pb";
 /// Names of acknowledged batches that are kept.
 const MOST_ACKNOWLEDGED: usize = 1000;
@@ -39,7 +40,6 @@ pub enum Known {
 /// The unacknowledged results.
 #[derive(Debug)]
 pub struct Outbox {
-    directory: PathBuf,
     state_dir: PathBuf,
     held: Mutex<Held>,
     changes: watch::Sender<u64>,
@@ -54,7 +54,7 @@ struct Held {
 impl Outbox {
     /// Reads it back.
     pub fn open(state_dir: &Path) -> Result<Self, StateError> {
-        let directory = state_dir.join("results");
+        let directory = state_dir.join(DIRECTORY);
         state::make_dir(&directory)?;
         let mut held = Held::default();
         for entry in std::fs::read_dir(&directory).map_err(StateError::io("list", &directory))? {
@@ -70,19 +70,14 @@ impl Outbox {
         if let Some(bytes) = state::read(&path)? {
             held.acknowledged = Names::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?;
         }
-        Ok(Self {
-            directory,
-            state_dir: state_dir.to_owned(),
-            held: Mutex::new(held),
-            changes: watch::Sender::new(0),
-        })
+        Ok(Self { state_dir: state_dir.to_owned(), held: Mutex::new(held), changes: watch::Sender::new(0) })
     }
 
     /// Keeps a result; it is on disk when this returns. Where the disk refuses
     /// it, the result is held in memory and sent all the same.
     pub fn put(&self, result: BatchResult) -> Result<(), StateError> {
         let name = state::file_name(&result.batch, EXTENSION);
-        let written = state::write(&self.directory, &name, &result.encode_to_vec());
+        let written = state::write_in(&self.state_dir, DIRECTORY, &name, &result.encode_to_vec());
         self.held().results.insert(result.batch.clone(), result);
         self.changes.send_modify(|count| *count += 1);
         written
@@ -116,7 +111,7 @@ impl Outbox {
         names.names.drain(..surplus);
         // The name first: between the two steps the batch is known twice, never not at all.
         state::write(&self.state_dir, ACKNOWLEDGED, &names.encode_to_vec())?;
-        state::remove(&self.directory, &state::file_name(batch, EXTENSION))?;
+        self.remove(batch)?;
         held.acknowledged = names;
         held.results.remove(batch);
         Ok(())
@@ -125,7 +120,11 @@ impl Outbox {
     /// Nobody will ever take it: it is of the time when this machine was another host.
     pub fn give_up(&self, batch: &str) -> Result<(), StateError> {
         self.held().results.remove(batch);
-        state::remove(&self.directory, &state::file_name(batch, EXTENSION))
+        self.remove(batch)
+    }
+
+    fn remove(&self, batch: &str) -> Result<(), StateError> {
+        state::remove(&self.state_dir.join(DIRECTORY), &state::file_name(batch, EXTENSION))
     }
 
     /// Changes when there is something new to send.

@@ -85,7 +85,7 @@ fn look(state_dir: &Path) -> Option<String> {
         Ok(room) => room,
         Err(error) => return Some(format!("the disk of the state directory cannot be looked at: {error}")),
     };
-    if !room.read_only && room.free >= ENOUGH + BALLAST_BYTES && !state_dir.join(BALLAST).exists() {
+    if !room.read_only && room.free >= ENOUGH + BALLAST_BYTES && !is_laid(state_dir) {
         lay(state_dir);
     }
     if room.read_only {
@@ -94,9 +94,15 @@ fn look(state_dir: &Path) -> Option<String> {
     }
     // How much is free changes all the time; what is said of it does not.
     (room.free < ENOUGH).then(|| {
-        let reserve = if state_dir.join(BALLAST).exists() { "kept" } else { "in use" };
+        let reserve = if is_laid(state_dir) { "kept" } else { "in use" };
         format!("less than {} MiB are free on the disk of the state directory: make room; the agent's own reserve is {reserve}", ENOUGH / 1024 / 1024)
     })
+}
+
+/// A crash may have left a part of it.
+fn is_laid(state_dir: &Path) -> bool {
+    let path = state_dir.join(BALLAST);
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == BALLAST_BYTES)
 }
 
 fn lay(state_dir: &Path) {
@@ -118,17 +124,11 @@ fn lay(state_dir: &Path) {
     }
 }
 
-/// Gives the ballast up. `directory` is the state directory or one in it; says
-/// whether there was any.
-pub fn release(directory: &Path) -> bool {
-    let places = [Some(directory), directory.parent()];
-    let released = places
-        .into_iter()
-        .flatten()
-        .map(|place| place.join(BALLAST))
-        .any(|path| std::fs::remove_file(path).is_ok());
+/// Gives the ballast up; says whether there was any.
+pub fn release(state_dir: &Path) -> bool {
+    let released = std::fs::remove_file(state_dir.join(BALLAST)).is_ok();
     if released {
-        error!(directory = %directory.display(), "the disk is full: the reserve of the state directory is in use now; make room");
+        error!(state_dir = %state_dir.display(), "the disk is full: the reserve of the state directory is in use now; make room");
     }
     released
 }
@@ -144,10 +144,29 @@ mod tests {
         assert_eq!(look(dir.path()), None);
         let ballast = dir.path().join(BALLAST);
         assert_eq!(ballast.metadata().unwrap().len(), BALLAST_BYTES);
-        assert!(release(&dir.path().join("journal")), "from a directory in it, too");
+        assert!(release(dir.path()));
         assert!(!ballast.exists() && !release(dir.path()));
         look(dir.path());
         assert!(ballast.exists());
+    }
+
+    #[test]
+    fn what_a_crash_left_of_the_reserve_is_laid_down_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let ballast = dir.path().join(BALLAST);
+        std::fs::write(&ballast, b"a part").unwrap();
+        assert_eq!(look(dir.path()), None);
+        assert_eq!(ballast.metadata().unwrap().len(), BALLAST_BYTES);
+    }
+
+    #[test]
+    fn a_file_of_that_name_beside_the_state_directory_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = dir.path().join("state");
+        std::fs::create_dir(&state_dir).unwrap();
+        let foreign = dir.path().join(BALLAST);
+        std::fs::write(&foreign, b"somebody's").unwrap();
+        assert!(!release(&state_dir) && foreign.exists());
     }
 
     #[test]

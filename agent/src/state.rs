@@ -69,13 +69,22 @@ pub fn make_dir(path: &Path) -> Result<(), StateError> {
         .try_for_each(sync)
 }
 
-/// Replaces `directory/name` by `bytes`, atomically and durably.
-pub fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+/// Replaces `state_dir/name` by `bytes`, atomically and durably.
+pub fn write(state_dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    replace(state_dir, state_dir, name, bytes)
+}
+
+/// The same for a file in a directory of the state directory.
+pub fn write_in(state_dir: &Path, directory: &str, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    replace(state_dir, &state_dir.join(directory), name, bytes)
+}
+
+fn replace(state_dir: &Path, directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
     let path = directory.join(name);
     let temporary = directory.join(format!(".{name}.new"));
     match fill(&temporary, bytes) {
         // The room that is kept for this day.
-        Err(error) if is_full(&error) && room::release(directory) => fill(&temporary, bytes),
+        Err(error) if is_full(&error) && room::release(state_dir) => fill(&temporary, bytes),
         written => written,
     }
     .map_err(StateError::io("write", &path))?;

@@ -23,12 +23,13 @@ use crate::outbox::Outbox;
 use crate::state::{self, StateError};
 use crate::target::{CLOCK_SKEW, CLOCK_UNKNOWN};
 
+const DIRECTORY: &str = "unserved";
 const EXTENSION: &str = "pb";
 
 /// Batches with a target that waits for its proof.
 #[derive(Debug)]
 pub struct Unserved {
-    directory: PathBuf,
+    state_dir: PathBuf,
     identities: IdentityStore,
     outbox: Arc<Outbox>,
     batches: Mutex<Vec<Batch>>,
@@ -41,7 +42,7 @@ impl Unserved {
         identities: IdentityStore,
         outbox: Arc<Outbox>,
     ) -> Result<Self, StateError> {
-        let directory = state_dir.join("unserved");
+        let directory = state_dir.join(DIRECTORY);
         state::make_dir(&directory)?;
         let mut batches = Vec::new();
         for entry in std::fs::read_dir(&directory).map_err(StateError::io("list", &directory))? {
@@ -51,7 +52,7 @@ impl Unserved {
                 batches.push(Batch::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?);
             }
         }
-        Ok(Self { directory, identities, outbox, batches: Mutex::new(batches) })
+        Ok(Self { state_dir: state_dir.to_owned(), identities, outbox, batches: Mutex::new(batches) })
     }
 
     /// A batch has ended: what waits in it is kept, what waited for an
@@ -158,9 +159,9 @@ impl Unserved {
             let name = state::file_name(name_of(batch), EXTENSION);
             let waits = proofs(batch).any(is_waiting);
             let done = if waits {
-                state::write(&self.directory, &name, &batch.encode_to_vec())
+                state::write_in(&self.state_dir, DIRECTORY, &name, &batch.encode_to_vec())
             } else {
-                state::remove(&self.directory, &name)
+                state::remove(&self.state_dir.join(DIRECTORY), &name)
             };
             if let Err(error) = done {
                 error!(error = %crate::chain_of(&error), "cannot remember which targets are unserved");
