@@ -44,7 +44,7 @@ pub enum Standing {
 
 impl Measured {
     fn now(self, boot: i64) -> i64 {
-        self.theirs.saturating_add(boot - self.boot)
+        self.theirs.saturating_add(boot.saturating_sub(self.boot))
     }
 }
 
@@ -69,7 +69,7 @@ impl Clock {
     /// Seconds by which this host is ahead; `None` until it was measured.
     pub fn skew(&self) -> Option<i64> {
         let measured = *self.held();
-        measured.map(|measured| app::now() - measured.now(app::boot_time()))
+        measured.map(|measured| app::now().saturating_sub(measured.now(app::boot_time())))
     }
 
     /// Can this host's clock be trusted?
@@ -116,6 +116,18 @@ mod tests {
         assert!(said.contains("s behind the coordinator's"), "{said}");
         clock.measure(app::now() - MOST_SKEW + 20);
         assert_eq!(clock.standing(), Standing::Right);
+    }
+
+    #[test]
+    fn a_coordinator_may_say_any_time() {
+        for (theirs, skew) in [(i64::MIN, i64::MAX), (i64::MAX, app::now() - i64::MAX)] {
+            let clock = Clock::default();
+            clock.measure(theirs);
+            let Standing::Wrong(found) = clock.standing() else { panic!("{theirs} is wrong") };
+            assert!(found.abs_diff(skew) < 60, "{found} is not {skew}");
+            assert!(clock.now().abs_diff(theirs) < 60);
+            let _ = (clock.unix_time(), told(found));
+        }
     }
 
     #[test]

@@ -222,7 +222,7 @@ fn identity(config: &Config) -> Check {
                 "host {} of fleet {}, {} hours left",
                 identity.host,
                 identity.fleet,
-                (identity.not_after - app::now()) / 3600
+                identity.not_after.saturating_sub(app::now()) / 3600
             ),
         ),
         Err(error) => check("identity", Verdict::Bad, crate::chain_of(&error).to_string()),
@@ -266,7 +266,7 @@ async fn ask(config: &Config, identity: &Identity, address: &str, idle: bool) ->
 
 /// Measured now, or as the running agent has measured it.
 fn clock(config: &Config, now: Option<i64>) -> Check {
-    let measured = now.map(|now| app::now() - now);
+    let measured = now.map(|now| app::now().saturating_sub(now));
     let known = || Session::open(&config.state_dir).ok().and_then(|session| session.skew());
     match measured.or_else(known) {
         None => check("clock", Verdict::Warning, "not compared: no coordinator was heard yet"),
@@ -306,6 +306,8 @@ mod tests {
         assert_eq!(result("signals")["result"], "warning");
         assert_eq!(result("disks")["result"], "ok");
         assert_eq!(result("clock")["result"], "warning");
+        let said = clock(&config, Some(i64::MIN));
+        assert_eq!(said.verdict, Verdict::Bad, "{}", said.message);
         let identity = result("identity");
         assert_eq!(identity["result"], "bad");
         assert!(identity["message"].as_str().unwrap().contains("enrol"));

@@ -96,7 +96,7 @@ impl IdentityStore {
         current: &Identity,
         now: i64,
     ) -> Result<(), IdentityError> {
-        let last_moments = current.not_after - now < LAST_MOMENTS;
+        let last_moments = current.not_after.saturating_sub(now) < LAST_MOMENTS;
         if !last_moments {
             self.writable()?;
         }

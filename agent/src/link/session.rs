@@ -124,10 +124,9 @@ impl Link {
     /// Until the identity is due or ends, but not longer than the clock may go unseen.
     fn until(&self, renew_at: i64, not_after: i64) -> Duration {
         let now = self.shared.clock.now();
-        let left = |to: i64| Duration::from_secs(u64::try_from(to - now).unwrap_or(0));
         let allowed = self.renewed.map_or(Duration::ZERO, |at| RENEW_RETRY.saturating_sub(at.elapsed()));
-        let due = left(renew_at).max(allowed);
-        due.min(left(not_after).max(Duration::from_secs(1))).min(LOOK)
+        let due = left(now, renew_at).max(allowed);
+        due.min(left(now, not_after).max(Duration::from_secs(1))).min(LOOK)
     }
 
     /// Renews what is due; ends a session whose identity has ended.
@@ -316,6 +315,11 @@ impl Link {
     }
 }
 
+/// From one time to a later one.
+fn left(now: i64, to: i64) -> Duration {
+    Duration::from_secs(u64::try_from(to.saturating_sub(now)).unwrap_or(0))
+}
+
 /// An open session: where to send, as whom, and what was sent.
 struct Line<'a> {
     handle: Handle,
@@ -363,6 +367,13 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_two_times_have_a_distance() {
+        assert_eq!(left(i64::MIN, 5), Duration::from_secs(i64::MAX.unsigned_abs()));
+        assert_eq!(left(i64::MAX, i64::MIN), Duration::ZERO);
+        assert_eq!(left(5, 7), Duration::from_secs(2));
+    }
 
     #[test]
     fn each_acknowledgement_is_for_one_that_went() {
