@@ -5,13 +5,14 @@
 //! they serve instead, or that they do not answer, is a finding until they do.
 //! Never reloads and never restarts anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_proto::v1::Finding;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::info;
 
 use crate::clock::Standing;
@@ -32,15 +33,21 @@ pub async fn run(tools: Tools) {
     let mut host = tools.discovery.watch();
     let limit = Arc::new(Semaphore::new(CONCURRENT));
     let mut seen: BTreeMap<(String, String), i32> = BTreeMap::new();
+    let mut looks = JoinSet::new();
+    // Installation by task: one look at a time.
+    let mut busy: BTreeMap<tokio::task::Id, String> = BTreeMap::new();
+    let mut again = tokio::time::interval_at(Instant::now() + AGAIN, AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let newest = host.borrow_and_update().clone();
         if let Some(newest) = newest {
-            for installation in started(&newest, &mut seen) {
-                let (tools, limit) = (tools.clone(), limit.clone());
-                tokio::spawn(async move {
+            for installation in started(&newest, &mut seen, &busy.values().collect()) {
+                let (tools, limit, id) = (tools.clone(), limit.clone(), installation.id.clone());
+                let look = looks.spawn(async move {
                     let _permit = limit.acquire_owned().await;
                     look(&tools, &installation).await;
                 });
+                busy.insert(look.id(), id);
             }
         }
         // A consumer may have started while its batch was still under way: nobody waited yet.
@@ -50,21 +57,35 @@ pub async fn run(tools: Tools) {
             changed = host.changed() => if changed.is_err() {
                 return;
             },
-            () = tokio::time::sleep(AGAIN), if !waiting.is_empty() => {
-                seen.retain(|(installation, _), _| !waiting.contains(installation));
+            Some(ended) = looks.join_next_with_id(), if !looks.is_empty() => {
+                busy.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
+            }
+            _ = again.tick(), if !waiting.is_empty() => {
+                let busy: BTreeSet<&String> = busy.values().collect();
+                seen.retain(|(id, _), _| !waiting.contains(id) || busy.contains(id));
             }
         }
     }
 }
 
 /// Installations with a consumer that was not running when last seen, each
-/// with those consumers only. `seen` remembers container id and PID.
-fn started(host: &Host, seen: &mut BTreeMap<(String, String), i32>) -> Vec<Installation> {
+/// with those consumers only. `seen` remembers container id and PID. A `busy` one is
+/// being looked at: what started there meanwhile is found when that has ended.
+fn started(
+    host: &Host,
+    seen: &mut BTreeMap<(String, String), i32>,
+    busy: &BTreeSet<&String>,
+) -> Vec<Installation> {
     let mut running = BTreeMap::new();
     let mut new = Vec::new();
     for installation in host.installations.values() {
         if installation.certificate.is_none() {
             // Nothing to serve yet; looked at once there is.
+            continue;
+        }
+        if busy.contains(&installation.id) {
+            let known = seen.iter().filter(|((id, _), _)| *id == installation.id);
+            running.extend(known.map(|(key, pid)| (key.clone(), *pid)));
             continue;
         }
         let mut fresh: Vec<Consumer> = Vec::new();
@@ -210,12 +231,23 @@ mod tests {
     #[test]
     fn a_start_is_seen_once() {
         let mut seen = BTreeMap::new();
-        assert_eq!(started(&host(false, 0, true), &mut seen).len(), 0);
-        assert_eq!(started(&host(true, 5, false), &mut seen).len(), 0);
-        assert_eq!(started(&host(true, 5, true), &mut seen).len(), 1);
-        assert_eq!(started(&host(true, 5, true), &mut seen).len(), 0);
-        assert_eq!(started(&host(true, 6, true), &mut seen).len(), 1);
-        assert_eq!(started(&host(false, 0, true), &mut seen).len(), 0);
-        assert_eq!(started(&host(true, 6, true), &mut seen).len(), 1);
+        let mut found = |host: Host| started(&host, &mut seen, &BTreeSet::new()).len();
+        assert_eq!(found(host(false, 0, true)), 0);
+        assert_eq!(found(host(true, 5, false)), 0);
+        assert_eq!(found(host(true, 5, true)), 1);
+        assert_eq!(found(host(true, 5, true)), 0);
+        assert_eq!(found(host(true, 6, true)), 1);
+        assert_eq!(found(host(false, 0, true)), 0);
+        assert_eq!(found(host(true, 6, true)), 1);
+    }
+
+    #[test]
+    fn what_starts_while_it_is_looked_at_waits_for_its_turn() {
+        let mut seen = BTreeMap::new();
+        let first = started(&host(true, 5, true), &mut seen, &BTreeSet::new());
+        let busy = BTreeSet::from([&first[0].id]);
+        assert_eq!(started(&host(true, 6, true), &mut seen, &busy).len(), 0);
+        assert_eq!(started(&host(true, 6, true), &mut seen, &BTreeSet::new()).len(), 1);
+        assert_eq!(started(&host(true, 6, true), &mut seen, &BTreeSet::new()).len(), 0);
     }
 }
