@@ -13,7 +13,7 @@ use crate::config::{Config, Signals};
 use crate::discover::Reload;
 use crate::discover::assemble::assemble;
 use crate::discover::docker::Engine;
-use crate::identity::{Identity, IdentityStore, Slot};
+use crate::identity::{Identity, IdentityError, IdentityStore, Slot};
 use crate::room::Room;
 use crate::state::{Lock, Session};
 use crate::{app, clock as clocks, link, scan};
@@ -39,8 +39,8 @@ pub async fn run(config: &Config, json: bool) -> (String, bool) {
     checks.push(docker(config).await);
     checks.push(signals(config).await);
     checks.push(disks(config).await);
-    checks.push(identity(config));
     let (coordinator, now) = coordinator(config).await;
+    checks.push(identity(config, now));
     checks.push(coordinator);
     checks.push(clock(config, now));
     let good = checks.iter().all(|check| check.verdict != Verdict::Bad);
@@ -135,7 +135,7 @@ async fn signals(config: &Config) -> Check {
     }
     if let Err(error) = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()) {
         return bad(format!(
-            "the kernel gives no pidfd ({error}): Linux 5.3 is needed, and no seccomp filter against it"
+            "the kernel gives no pidfd ({error}): Linux 5.6 is needed, and no seccomp filter against it"
         ));
     }
     let Ok(containers) = Engine::new(&config.docker).containers().await else {
@@ -212,19 +212,31 @@ async fn docker(config: &Config) -> Check {
     }
 }
 
-fn identity(config: &Config) -> Check {
+/// Has it ended? By the coordinator's time where that is known: this host's
+/// clock may be ahead.
+fn identity(config: &Config, now: Option<i64>) -> Check {
     let store = IdentityStore::new(&config.state_dir);
-    match store.usable(app::now()) {
+    let skew = skew(config, now);
+    let by = match (now, skew) {
+        (Some(_), _) => "by the coordinator's clock",
+        (None, Some(_)) => "by the coordinator's clock as it was last compared",
+        (None, None) => "by this host's clock, which was not compared",
+    };
+    let now = app::now().saturating_sub(skew.unwrap_or(0));
+    match store.usable(now) {
         Ok(identity) => check(
             "identity",
             Verdict::Good,
             format!(
-                "host {} of fleet {}, {} hours left",
+                "host {} of fleet {}, {} hours left {by}",
                 identity.host,
                 identity.fleet,
-                identity.not_after.saturating_sub(app::now()) / 3600
+                identity.not_after.saturating_sub(now) / 3600
             ),
         ),
+        Err(error @ IdentityError::Expired { .. }) => {
+            check("identity", Verdict::Bad, format!("{by}, {}", crate::chain_of(&error)))
+        }
         Err(error) => check("identity", Verdict::Bad, crate::chain_of(&error).to_string()),
     }
 }
@@ -265,14 +277,17 @@ async fn ask(config: &Config, identity: &Identity, address: &str, idle: bool) ->
 }
 
 /// Measured now, or as the running agent has measured it.
-fn clock(config: &Config, now: Option<i64>) -> Check {
+fn skew(config: &Config, now: Option<i64>) -> Option<i64> {
     let measured = now.map(|now| app::now().saturating_sub(now));
-    let known = || Session::open(&config.state_dir).ok().and_then(|session| session.skew());
-    match measured.or_else(known) {
+    measured.or_else(|| Session::open(&config.state_dir).ok()?.skew())
+}
+
+fn clock(config: &Config, now: Option<i64>) -> Check {
+    match skew(config, now) {
         None => check("clock", Verdict::Warning, "not compared: no coordinator was heard yet"),
         Some(skew) if clocks::is_wrong(skew) => check("clock", Verdict::Bad, clocks::told(skew)),
         Some(skew) => {
-            let when = if measured.is_some() { "now" } else { "at the start of the last session" };
+            let when = if now.is_some() { "now" } else { "at the start of the last session" };
             check("clock", Verdict::Good, format!("{skew} s ahead of the coordinator's {when}"))
         }
     }

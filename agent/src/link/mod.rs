@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::app;
-use crate::clock::{self, Clock};
+use crate::clock::{self, Clock, Standing};
 use crate::discover::finding;
 use crate::discover::watch::Discovery;
 use crate::identity::{IdentityError, IdentityStore, Slot};
@@ -109,6 +109,17 @@ pub enum LinkError {
         /// What became of the attempt to speak all the same; none while a session was up.
         #[source]
         source: Option<Box<LinkError>>,
+    },
+    /// Likewise, by a clock that no coordinator has confirmed: the connection comes first.
+    #[error(
+        "{}; and by this host's clock, which no coordinator has confirmed yet, the identity of host {host} has expired: run `reseal host invite {host}` at the coordinator if that clock is right, then `reseal-agent enrol TOKEN` here; the agent takes it up by itself",
+        crate::chain_of(.error)
+    )]
+    PerhapsExpired {
+        /// Its name.
+        host: String,
+        /// What became of the attempt to speak.
+        error: Box<LinkError>,
     },
     /// Orders that were turned away may come again.
     #[error("there is room again for the orders that were turned away")]
@@ -221,7 +232,7 @@ impl Link {
                     info!("{error}: asking for them with a new session");
                     LONGEST_BACKOFF
                 }
-                LinkError::Identity(_) | LinkError::Expired { .. } => {
+                LinkError::Identity(_) | LinkError::Expired { .. } | LinkError::PerhapsExpired { .. } => {
                     error!(error = %crate::chain_of(&error), "no session");
                     REFUSED_BACKOFF
                 }
@@ -285,6 +296,9 @@ impl Link {
         };
         self.next_failed = slot == Slot::Next;
         match expired {
+            Some(host) if self.shared.clock.standing() == Standing::Unmeasured => {
+                LinkError::PerhapsExpired { host, error: Box::new(error) }
+            }
             Some(host) if self.number == sessions => {
                 LinkError::Expired { host, source: Some(Box::new(error)) }
             }
@@ -329,4 +343,20 @@ fn pick(coordinators: &[String], turn: usize) -> Option<String> {
 
 fn message(body: agent_message::Body) -> AgentMessage {
     AgentMessage { body: Some(body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_the_attempt_is_said_before_what_an_unconfirmed_clock_says() {
+        let error = Box::new(LinkError::Closed("10.0.0.1:7443".into()));
+        let said = LinkError::PerhapsExpired { host: "web-1".into(), error }.to_string();
+        assert!(said.starts_with("the coordinator 10.0.0.1:7443 closed the session; and by this"), "{said}");
+        assert!(
+            said.contains("the identity of host web-1 has expired: run `reseal host invite web-1`"),
+            "{said}"
+        );
+    }
 }
