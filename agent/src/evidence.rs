@@ -90,7 +90,7 @@ mod tests {
         let identity = |dir: &tempfile::TempDir| enrolled(dir.path()).load(Slot::Current).unwrap().unwrap();
         let (former, present) = (identity(&before), identity(&now));
         let order = Some(Order { batch: "r1.0".into(), ..Order::default() });
-        let batch = Batch { order, started_at: 5, entries: Vec::new() };
+        let batch = Batch { order, started_at: 5, entries: Vec::new(), fleet: String::new() };
         let waited = sign(&batch, 9, &former).unwrap();
         assert_eq!(vouched(waited.clone(), &former).unwrap(), Some(waited.clone()), "not signed twice");
         let anew = vouched(waited.clone(), &present).unwrap().unwrap();

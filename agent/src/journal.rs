@@ -83,6 +83,9 @@ pub struct Batch {
     /// In the order's order.
     #[prost(message, repeated, tag = "3")]
     pub entries: Vec<Entry>,
+    /// Whose order it is.
+    #[prost(string, tag = "4")]
+    pub fleet: String,
 }
 
 /// The journal of one running batch; cheap to clone.
@@ -94,19 +97,22 @@ pub struct Journal {
 
 impl Journal {
     /// Begins a batch: from here on a crash resumes it.
-    pub fn begin(state_dir: &Path, order: Order, started_at: i64) -> Self {
+    pub fn begin(state_dir: &Path, fleet: &str, order: Order, started_at: i64) -> Self {
         let entries = order
             .installations
             .iter()
             .map(|installation| Entry { installation: installation.clone(), ..Entry::default() });
-        let batch = Batch { entries: entries.collect(), order: Some(order), started_at };
+        let batch =
+            Batch { entries: entries.collect(), order: Some(order), started_at, fleet: fleet.to_owned() };
         let journal = Self::of(state_dir, batch.clone());
         written(store(state_dir, &batch));
         journal
     }
 
-    /// The batches that a crash has left behind.
-    pub fn unfinished(state_dir: &Path) -> Result<Vec<Self>, StateError> {
+    /// The batches of this fleet that a crash has left behind. Those of another,
+    /// in which this machine was before, are set aside: nobody waits for them.
+    /// Without a fleet nothing is.
+    pub fn unfinished(state_dir: &Path, fleet: Option<&str>) -> Result<Vec<Self>, StateError> {
         let directory = directory(state_dir);
         state::make_dir(&directory)?;
         let list = std::fs::read_dir(&directory).map_err(StateError::io("list", &directory))?;
@@ -119,7 +125,8 @@ impl Journal {
             let bytes = state::read(&path)?.unwrap_or_default();
             let batch = Batch::decode(bytes.as_slice()).ok();
             match batch.filter(|batch| batch.order.is_some()) {
-                Some(batch) => found.push(batch),
+                Some(batch) if fleet.is_none_or(|fleet| batch.fleet == fleet) => found.push(batch),
+                Some(batch) => set_aside(&directory, &batch)?,
                 None => return Err(StateError::Damaged { path }),
             }
         }
@@ -163,6 +170,17 @@ fn directory(state_dir: &Path) -> PathBuf {
     state_dir.join(DIRECTORY)
 }
 
+fn set_aside(directory: &Path, batch: &Batch) -> Result<(), StateError> {
+    let name = name_of(batch);
+    let aside = format!("{name}.aside");
+    error!(
+        fleet = %batch.fleet,
+        batch = %name,
+        "a batch of another fleet was not finished: its journal is set aside as {aside}; see that what it names is served, with a certificate of this fleet"
+    );
+    state::rename(directory, &name, &aside)
+}
+
 fn name_of(batch: &Batch) -> String {
     let name = batch.order.as_ref().map_or("", |order| order.batch.as_str());
     state::file_name(name, EXTENSION)
@@ -191,23 +209,37 @@ mod tests {
     #[tokio::test]
     async fn what_was_begun_is_found_again() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::begin(dir.path(), order("r1.0"), 5);
+        let journal = Journal::begin(dir.path(), "f", order("r1.0"), 5);
         journal.update(|entries| entries[1].generation = "g".into()).await;
-        let found = Journal::unfinished(dir.path()).unwrap();
+        let found = Journal::unfinished(dir.path(), Some("f")).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].batch().await, journal.batch().await);
         assert_eq!(found[0].entry(1).await.generation, "g");
         journal.finish().await.unwrap();
-        assert!(Journal::unfinished(dir.path()).unwrap().is_empty());
+        assert!(Journal::unfinished(dir.path(), Some("f")).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_batch_of_another_fleet_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = Journal::begin(dir.path(), "g", order("r2.0"), 6);
+        Journal::begin(dir.path(), "f", order("r1.0"), 5);
+        let found = Journal::unfinished(dir.path(), Some("g")).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].batch().await, ours.batch().await);
+        let aside = directory(dir.path()).join("r1.0.pb.aside");
+        assert!(aside.exists() && !aside.with_extension("").exists());
+        // Not taken up in its own fleet either, nor looked at again.
+        assert_eq!(Journal::unfinished(dir.path(), None).unwrap().len(), 1);
     }
 
     #[tokio::test]
     async fn a_torn_write_is_not_seen() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::begin(dir.path(), order("r1.0"), 5);
+        let journal = Journal::begin(dir.path(), "f", order("r1.0"), 5);
         // What a crash in the middle of a write leaves behind.
         std::fs::write(directory(dir.path()).join(".r1.0.pb.new"), b"torn").unwrap();
-        let found = Journal::unfinished(dir.path()).unwrap();
+        let found = Journal::unfinished(dir.path(), Some("f")).unwrap();
         assert_eq!(found[0].batch().await, journal.batch().await);
     }
 
@@ -216,7 +248,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let not_a_directory = dir.path().join("file");
         std::fs::write(&not_a_directory, b"").unwrap();
-        let journal = Journal::begin(&not_a_directory, order("r1.0"), 5);
+        let journal = Journal::begin(&not_a_directory, "f", order("r1.0"), 5);
         journal.update(|entries| entries[0].generation = "g".into()).await;
         assert_eq!(journal.entry(0).await.generation, "g");
     }
@@ -224,9 +256,9 @@ mod tests {
     #[test]
     fn a_damaged_journal_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        Journal::begin(dir.path(), order("r1.0"), 5);
+        Journal::begin(dir.path(), "f", order("r1.0"), 5);
         std::fs::write(directory(dir.path()).join("r1.0.pb"), b"\xff\xff").unwrap();
-        let error = Journal::unfinished(dir.path()).unwrap_err().to_string();
+        let error = Journal::unfinished(dir.path(), Some("f")).unwrap_err().to_string();
         assert!(error.contains("r1.0.pb"), "{error}");
     }
 
@@ -234,9 +266,9 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let dir = tempfile::tempdir().unwrap();
-            Journal::unfinished(dir.path()).unwrap();
+            Journal::unfinished(dir.path(), Some("f")).unwrap();
             std::fs::write(directory(dir.path()).join("x.pb"), &bytes).unwrap();
-            let _ = Journal::unfinished(dir.path());
+            let _ = Journal::unfinished(dir.path(), Some("f"));
         }
     }
 }

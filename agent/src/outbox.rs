@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use prost::Message;
 use reseal_proto::v1::BatchResult;
 use tokio::sync::watch;
+use tracing::info;
 
 use crate::state::{self, StateError};
 
@@ -26,6 +27,9 @@ struct Names {
     /// Oldest first.
     #[prost(string, repeated, tag = "1")]
     names: Vec<String>,
+    /// Whose they are: another fleet may use the same ones.
+    #[prost(string, tag = "2")]
+    fleet: String,
 }
 
 /// What is known of a batch that is not running.
@@ -71,6 +75,21 @@ impl Outbox {
             held.acknowledged = Names::decode(bytes.as_slice()).map_err(|_| StateError::Damaged { path })?;
         }
         Ok(Self { state_dir: state_dir.to_owned(), held: Mutex::new(held), changes: watch::Sender::new(0) })
+    }
+
+    /// A coordinator of this fleet speaks: what is known of another's batches is
+    /// forgotten.
+    pub fn of_fleet(&self, fleet: &str) -> Result<(), StateError> {
+        let mut held = self.held();
+        if held.acknowledged.fleet == fleet {
+            return Ok(());
+        }
+        let forgotten = !held.acknowledged.names.is_empty();
+        held.acknowledged = Names { names: Vec::new(), fleet: fleet.to_owned() };
+        if forgotten {
+            info!(fleet, "the names of another fleet's batches are forgotten");
+        }
+        state::write(&self.state_dir, ACKNOWLEDGED, &held.acknowledged.encode_to_vec())
     }
 
     /// Keeps a result; it is on disk when this returns. Where the disk refuses
@@ -170,6 +189,21 @@ mod tests {
         assert_eq!(outbox.waiting(), ["a"]);
         outbox.acknowledge("a", &[3]).unwrap();
         assert!(outbox.waiting().is_empty());
+    }
+
+    #[test]
+    fn another_fleet_may_use_the_same_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(dir.path()).unwrap();
+        outbox.of_fleet("f").unwrap();
+        outbox.put(result("a")).unwrap();
+        outbox.acknowledge("a", &[1, 2]).unwrap();
+        let outbox = Outbox::open(dir.path()).unwrap();
+        outbox.of_fleet("f").unwrap();
+        assert_eq!(outbox.known("a"), Some(Known::Acknowledged));
+        outbox.of_fleet("g").unwrap();
+        assert_eq!(outbox.known("a"), None);
+        assert_eq!(Outbox::open(dir.path()).unwrap().known("a"), None);
     }
 
     #[test]

@@ -144,6 +144,9 @@ impl Unserved {
                 return error!(error = %crate::chain_of(&error), "no identity to sign a late result with");
             }
         };
+        if batch.fleet != identity.fleet {
+            return error!(batch = %name_of(batch), fleet = %batch.fleet, "a late result is of the time when this machine was in another fleet: nobody would take it");
+        }
         let sent = match evidence::sign(batch, app::now(), &identity) {
             Ok(signed) => self.outbox.put(signed),
             Err(error) => return error!(error = %crate::chain_of(&error), "a late result cannot be signed"),
@@ -211,6 +214,7 @@ mod tests {
         Batch {
             order: Some(Order { batch: name.into(), ..Order::default() }),
             started_at: 1,
+            fleet: "f".into(),
             entries: vec![Entry {
                 installation: "/srv/site.crt".into(),
                 proof: Some(proof),

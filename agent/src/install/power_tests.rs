@@ -59,8 +59,8 @@ async fn installs_and_journals() {
     let order = Order { batch: "r1.0".into(), installations: vec!["/a".into()], ..Order::default() };
     let state = place.join("state");
     // As it is made at the start of the agent.
-    Journal::unfinished(&state).unwrap();
-    let journal = Journal::begin(&state, order, 5);
+    Journal::unfinished(&state, Some("f")).unwrap();
+    let journal = Journal::begin(&state, "f", order, 5);
     done("the intent");
     journal.update(|entries| entries[0].generation = "g".into()).await;
     done("a phase");

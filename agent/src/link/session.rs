@@ -175,6 +175,9 @@ impl Link {
         if let Err(error) = self.shared.session.welcome(&fleet, epoch, anchors, bundles) {
             error!(error = %crate::chain_of(&error), "cannot remember the session");
         }
+        if let Err(error) = self.shared.outbox.of_fleet(&fleet) {
+            error!(error = %crate::chain_of(&error), "cannot forget the batches of another fleet on disk");
+        }
         if slot == Slot::Next {
             crate::fail_point("agent.before_promote");
             self.shared.identities.promote().map_err(LinkError::Identity)?;

@@ -61,7 +61,8 @@ impl Renewer {
             return;
         }
         drop(host);
-        match Journal::unfinished(&self.tools.config.state_dir) {
+        let fleet = self.fleet();
+        match Journal::unfinished(&self.tools.config.state_dir, fleet.as_deref()) {
             Ok(journals) => {
                 for journal in journals {
                     info!("resuming a batch that was interrupted");
@@ -85,8 +86,14 @@ impl Renewer {
         let state_dir = self.tools.config.state_dir.clone();
         let busy = self.tools.busy.clone();
         let _held = busy.lock().await;
-        let journal = Journal::begin(&state_dir, accepted(order), app::now());
+        let journal =
+            Journal::begin(&state_dir, &self.fleet().unwrap_or_default(), accepted(order), app::now());
         self.batch(journal).await;
+    }
+
+    /// This host's own.
+    fn fleet(&self) -> Option<String> {
+        self.identities.load(Slot::Current).ok().flatten().map(|ours| ours.fleet)
     }
 
     async fn batch(&mut self, journal: Journal) {
