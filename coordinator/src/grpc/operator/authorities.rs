@@ -14,7 +14,7 @@ use crate::issuance::{ceremony, profile};
 use crate::store::record::{Authority, AuthorityState};
 use crate::store::{Commit, Versioned, keys};
 
-/// Signed authorities at most, in all states.
+/// Authorities at most, in all states.
 const MAX_AUTHORITIES: usize = 200;
 
 impl OperatorService {
@@ -72,9 +72,9 @@ impl OperatorService {
             ..Authority::default()
         };
         let path = keys::authority(name);
-        let slots = self.view.read().authorities.len();
+        let slots = self.store.range::<Authority>(keys::AUTHORITIES).await.map_err(|error| status(&error))?;
         let commit = match self.store.get::<Authority>(&path).await.map_err(|error| status(&error))? {
-            None if slots >= MAX_AUTHORITIES => {
+            None if slots.len() >= MAX_AUTHORITIES => {
                 return Err(Status::resource_exhausted(format!(
                     "there are {MAX_AUTHORITIES} authorities: each selection and each inventory is held against all of them"
                 )));
