@@ -18,16 +18,15 @@ use reseal_proto::v1::{
     AgentMessage, CoordinatorMessage, Hello, InventoryWanted, Order, Progress, ResultAck, TrustBundle,
     Welcome,
 };
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use super::auth;
 use super::convert::{chain, issuance_status, status};
 use super::inventory::Inventories;
+use super::outbox::Outbox;
 use super::refused::RefusedSessions;
 use super::results::{Fingerprints, Results, Work};
 use super::sessions::{Sessions, Slot};
@@ -43,10 +42,6 @@ use crate::view::{View, rotation_number};
 
 /// The newest version of the protocol this coordinator speaks.
 pub(crate) const PROTOCOL: u32 = 1;
-/// Messages to one agent that may wait; an agent that reads slower than this is cut off.
-const OUTBOX: usize = 16;
-/// How long one message may wait for a place in the outbox.
-const SLOW: Duration = Duration::from_secs(30);
 /// The agent keeps the time of its Welcome: when the clock here is set by more than this, it has to hear it anew.
 const SET: i64 = 60;
 /// How long a stream may be open before its Hello.
@@ -113,8 +108,6 @@ impl AgentService {
     }
 }
 
-type Outbox = mpsc::Sender<Box<Result<CoordinatorMessage, Status>>>;
-
 #[tonic::async_trait]
 impl Agent for AgentService {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
@@ -131,11 +124,11 @@ impl Agent for AgentService {
                 return Err(refusal);
             }
         };
-        // Boxed: a channel reserves room for 32 of its items.
-        let (outbox, receiver) = mpsc::channel(OUTBOX);
+        let host: Arc<str> = host.into();
+        let (outbox, messages) = Outbox::new(host.clone());
         let session = Session {
             parts: self.0.clone(),
-            host: host.into(),
+            host,
             peer,
             inbox: request.into_inner(),
             outbox,
@@ -145,7 +138,7 @@ impl Agent for AgentService {
             work: BTreeMap::new(),
         };
         tokio::spawn(session.run());
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|message| *message))))
+        Ok(Response::new(Box::pin(messages.map(|message| *message))))
     }
 }
 
@@ -169,9 +162,13 @@ impl Session {
     async fn run(mut self) {
         let hello = match tokio::time::timeout(HELLO, self.inbox.message()).await {
             Ok(Ok(Some(AgentMessage { body: Some(FromAgent::Hello(hello)) }))) => hello,
-            Ok(Ok(_)) => return self.fail(Status::invalid_argument("a session begins with Hello")).await,
+            Ok(Ok(_)) => {
+                return self.outbox.fail(Status::invalid_argument("a session begins with Hello")).await;
+            }
             Ok(Err(_)) => return,
-            Err(_) => return self.fail(Status::deadline_exceeded("no Hello within ten seconds")).await,
+            Err(_) => {
+                return self.outbox.fail(Status::deadline_exceeded("no Hello within ten seconds")).await;
+            }
         };
         let now = (self.parts.now)();
         let version: String = reseal_proto::facts::printable(&hello.agent_version).chars().take(40).collect();
@@ -179,7 +176,7 @@ impl Session {
         let presence = match self.parts.presence.connect(&self.host, &version, skew.saturating_mul(1000), now)
         {
             Ok(presence) => presence,
-            Err(crowded) => return self.fail(Status::resource_exhausted(crowded.to_string())).await,
+            Err(crowded) => return self.outbox.fail(Status::resource_exhausted(crowded.to_string())).await,
         };
         tracing::debug!(host = %self.host, agent = %version, skew, "session");
         let slot = self.parts.sessions.enter(&self.host);
@@ -194,12 +191,8 @@ impl Session {
             if matches!(error.code(), tonic::Code::InvalidArgument | tonic::Code::OutOfRange) {
                 self.parts.refused.note(&format!("host/{}", self.host), error.message()).await;
             }
-            self.fail(error).await;
+            self.outbox.fail(error).await;
         }
-    }
-
-    async fn fail(&self, error: Status) {
-        let _ = tokio::time::timeout(SLOW, self.outbox.send(Box::new(Err(error)))).await;
     }
 
     async fn serve(&mut self, hello: &Hello, slot: &Slot) -> Result<(), Status> {
@@ -230,15 +223,6 @@ impl Session {
         }
     }
 
-    async fn send(&self, body: ToAgent) -> Result<(), Status> {
-        let message = Box::new(Ok(CoordinatorMessage { body: Some(body) }));
-        match tokio::time::timeout(SLOW, self.outbox.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Status::cancelled("the agent is gone")),
-            Err(_) => Err(Status::resource_exhausted(format!("host {} reads too slowly", self.host))),
-        }
-    }
-
     async fn greet(&mut self, hello: &Hello) -> Result<(), Status> {
         if hello.protocol == 0 {
             return Err(Status::failed_precondition(format!(
@@ -260,18 +244,19 @@ impl Session {
         }
         let now = (parts.now)();
         let root = parts.control.managed_root.clone();
-        self.send(ToAgent::Welcome(Welcome {
-            protocol: PROTOCOL.min(hello.protocol),
-            fleet: parts.control.fleet.clone(),
-            epoch: parts.store.epoch(),
-            now,
-            anchors: vec![root.clone()],
-            bundles: vec![TrustBundle { name: "managed-root".into(), certificates: vec![root] }],
-        }))
-        .await?;
+        self.outbox
+            .send(ToAgent::Welcome(Welcome {
+                protocol: PROTOCOL.min(hello.protocol),
+                fleet: parts.control.fleet.clone(),
+                epoch: parts.store.epoch(),
+                now,
+                anchors: vec![root.clone()],
+                bundles: vec![TrustBundle { name: "managed-root".into(), certificates: vec![root] }],
+            }))
+            .await?;
         let known = parts.inventories.digest(&self.host).await?;
         if known != hello.inventory_digest || known.is_empty() {
-            self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
+            self.outbox.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
         }
         Ok(())
     }
@@ -327,7 +312,7 @@ impl Session {
                     .collect(),
                 on_failure: record.on_failure,
             };
-            self.send(ToAgent::Order(order)).instrument(span).await?;
+            self.outbox.send(ToAgent::Order(order)).instrument(span).await?;
             // A batch younger than this stream was on no earlier one.
             let fresh = batch.revision > self.began_at;
             self.work.insert(name, Work { batch, issued: Fingerprints::default(), fresh });
@@ -346,7 +331,7 @@ impl Session {
             FromAgent::Hello(_) => Err(Status::invalid_argument("a session has one Hello")),
             FromAgent::Inventory(delta) => {
                 if !self.parts.inventories.apply(&self.host, &delta).await? {
-                    self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
+                    self.outbox.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
                 }
                 Ok(())
             }
@@ -370,7 +355,7 @@ impl Session {
                 }
                 self.parts.metrics.issued(result.as_ref().ok(), names.len(), began.elapsed());
                 match result {
-                    Ok(chains) => self.send(ToAgent::Chains(chains)).await,
+                    Ok(chains) => self.outbox.send(ToAgent::Chains(chains)).await,
                     Err(error) => {
                         let code = issuance_status(&error).code();
                         tracing::warn!(host = %self.host, %batch, error = %chain(&error), "nothing issued");
@@ -381,7 +366,9 @@ impl Session {
                             // The store's trouble, not the agent's: it asks again after the reconnect.
                             return Err(issuance_status(&error));
                         }
-                        self.send(ToAgent::Chains(super::results::refuse_all(batch, names, &error))).await
+                        self.outbox
+                            .send(ToAgent::Chains(super::results::refuse_all(batch, names, &error)))
+                            .await
                     }
                 }
             }
@@ -393,9 +380,9 @@ impl Session {
                 let batch = result.batch.clone();
                 let work = self.work.remove(batch.as_str());
                 let wanted = self.parts.results.take(&self.host, &self.peer, result, work).await?;
-                self.send(ToAgent::ResultAck(ResultAck { batch })).await?;
+                self.outbox.send(ToAgent::ResultAck(ResultAck { batch })).await?;
                 if wanted {
-                    self.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
+                    self.outbox.send(ToAgent::InventoryWanted(InventoryWanted {})).await?;
                 }
                 Ok(())
             }

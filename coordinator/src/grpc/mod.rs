@@ -10,6 +10,7 @@ mod convert;
 mod enrolment;
 mod inventory;
 mod operator;
+mod outbox;
 mod refused;
 mod results;
 mod sessions;
