@@ -13,6 +13,9 @@ use reseal_proto::facts::sha256;
 use reseal_proto::telemetry::traced;
 use reseal_proto::v1::operator_client::OperatorClient;
 use tonic::Request;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::{Body as HttpBody, Bytes, StdError};
 use tonic::transport::Channel;
 
 use super::credentials::Credentials;
@@ -68,12 +71,20 @@ pub(crate) fn request<T>(message: T) -> Request<T> {
     request
 }
 
+fn limited<T>(client: OperatorClient<T>) -> OperatorClient<T>
+where
+    T: GrpcService<Body, ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static>,
+    StdError: From<T::Error>,
+{
+    client.max_decoding_message_size(MAX_REPLY_BYTES)
+}
+
 async fn dial(coordinators: &[String], tls: &Arc<rustls::ClientConfig>) -> Result<Rpc, CliError> {
     let mut first = None;
     for address in coordinators {
         match channel::connect(address, tls.clone()).await {
             Ok(channel) => {
-                return Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES));
+                return Ok(limited(OperatorClient::new(channel)));
             }
             Err(error) => {
                 tracing::debug!(address, "no connection");
@@ -85,4 +96,36 @@ async fn dial(coordinators: &[String], tls: &Arc<rustls::ClientConfig>) -> Resul
         || CliError::failed("the credentials file names no coordinator", "add one to it"),
         CliError::Unreachable,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use reseal_proto::v1::StatusRequest;
+    use tonic::Code;
+    use tonic::codegen::http::Response;
+
+    use super::*;
+
+    /// What becomes of a reply that begins by saying it has this many bytes, and ends there.
+    async fn reply_of(bytes: usize) -> tonic::Status {
+        let mut head = vec![0];
+        head.extend(u32::try_from(bytes).unwrap().to_be_bytes());
+        let service = tower::service_fn(move |_: tonic::codegen::http::Request<Body>| {
+            let body = Body::new(String::from_utf8(head.clone()).unwrap());
+            let reply = Response::builder().header("content-type", "application/grpc").body(body).unwrap();
+            std::future::ready(Ok::<_, Infallible>(reply))
+        });
+        limited(OperatorClient::new(service)).status(StatusRequest {}).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_giant_reply_is_refused_unread() {
+        let refused = reply_of((256 << 20) + 1).await;
+        assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+        assert!(refused.message().contains("too large"), "{refused}");
+        let cut = reply_of(256 << 20).await;
+        assert_ne!(cut.code(), Code::OutOfRange, "a reply of that size would be read: {cut}");
+    }
 }

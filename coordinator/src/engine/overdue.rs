@@ -79,3 +79,58 @@ fn overdue(turn: &Turn<'_>) -> Vec<(String, String)> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::{Engine, LEASE};
+    use crate::metrics::Metrics;
+    use crate::store::record::{Host, HostState, Target};
+    use crate::store::simulated::{Disk, Simulated};
+    use crate::store::{Presence, Store};
+    use crate::view::View;
+
+    /// The failure of an open batch, `since` seconds after it was made.
+    async fn after(since: i64, connected: bool) -> Option<Failure> {
+        let store = Store::over(Arc::new(Simulated::open(&Disk::default(), "c1"))).unwrap();
+        let key = keys::batch("h1", "n1-1");
+        let state = TargetState::Pending.into();
+        let target = Target { installation: "/a".into(), state, ..Target::default() };
+        let batch = Batch { targets: vec![target], created_at: 1_000, ..Batch::default() };
+        let host = Host { state: HostState::Enrolled.into(), ..Host::default() };
+        store.commit(Commit::new().put(keys::host("h1"), &host).put(&key, &batch)).await.unwrap();
+        let view = View::default();
+        view.load(&store).await.unwrap();
+        let presence = Presence::new(1);
+        if connected {
+            presence.connect("h1", "1.0", 0, 1_000).unwrap();
+        }
+        let lease = store.lease(keys::ENGINE_LEASE, "c1", LEASE).await.unwrap().unwrap();
+        let engine = Engine {
+            store,
+            view,
+            presence,
+            metrics: Metrics::default(),
+            now: || 0,
+            name: "c1".into(),
+            started_at: 0,
+        };
+        fail(&Turn { engine: &engine, lease: &lease, now: 1_000 + since, settled: 0 }).await.unwrap();
+        let batch = engine.store.get::<Batch>(&key).await.unwrap().unwrap().value;
+        let failure = batch.targets[0].failure.clone();
+        assert_eq!(batch.finished_at != 0, failure.is_some());
+        assert_eq!(batch.targets[0].state() == TargetState::Failed, failure.is_some());
+        failure
+    }
+
+    #[tokio::test]
+    async fn a_connected_host_has_a_quarter_of_an_hour() {
+        assert_eq!(after(15 * 60 - 1, true).await, None);
+        let failure = after(15 * 60, true).await.expect("it is given up");
+        assert_eq!(failure.code, "no-result");
+        assert!(failure.reason.contains("host h1") && failure.reason.contains("15 minutes"), "{failure:?}");
+        assert_eq!(after(15 * 60, false).await, None, "a host that is away is waited for");
+    }
+}

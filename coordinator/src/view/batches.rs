@@ -159,7 +159,7 @@ impl Sums {
 
 impl RotationView {
     /// A rotation whose record was not seen yet.
-    pub(super) fn unrevealed() -> Self {
+    pub(crate) fn unrevealed() -> Self {
         Self {
             state: rotation::State::Draft,
             reach: 0,

@@ -14,6 +14,8 @@ use crate::view::{RotationView, rotation_number};
 
 /// Rows of each kind at most.
 const ROWS: usize = 100;
+/// Rotations in a list at most.
+const LISTED: usize = 1000;
 
 impl OperatorService {
     /// A rotation, with its worst rows; relying parties only when `whole`.
@@ -48,14 +50,7 @@ impl OperatorService {
     pub(super) fn rotations(&self) -> Vec<Rotation> {
         let state = self.view.read();
         let now = (self.now)();
-        state
-            .rotations
-            .iter()
-            .rev()
-            .filter(|(_, view)| view.revision != 0)
-            .take(1000)
-            .map(|(number, view)| summary(&format!("r{number}"), view, now))
-            .collect()
+        newest(&state.rotations).map(|(number, view)| summary(&format!("r{number}"), view, now)).collect()
     }
 
     /// May `watch` stop here?
@@ -116,6 +111,11 @@ impl OperatorService {
         }
         Ok(())
     }
+}
+
+/// Those of a list, newest first.
+fn newest(all: &BTreeMap<u64, RotationView>) -> impl Iterator<Item = (&u64, &RotationView)> {
+    all.iter().rev().filter(|(_, view)| view.revision != 0).take(LISTED)
 }
 
 /// The row of the remedies that is about this target.
@@ -202,5 +202,24 @@ fn summary(id: &str, view: &RotationView, now: i64) -> Rotation {
         on_failure: record.on_failure,
         verified_by_handshake: probed,
         ..v1::Rotation::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_has_the_thousand_newest() {
+        let shown = |number| {
+            let mut view = RotationView::unrevealed();
+            view.revision = number;
+            (number, view)
+        };
+        let mut all: BTreeMap<u64, RotationView> = (1..=1_001).map(shown).collect();
+        // One that is not revealed takes no place.
+        all.insert(1_002, RotationView::unrevealed());
+        let listed: Vec<u64> = newest(&all).map(|(number, _)| *number).collect();
+        assert_eq!(listed, (2..=1_001).rev().collect::<Vec<u64>>());
     }
 }
