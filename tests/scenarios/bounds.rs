@@ -6,22 +6,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use reseal_proto::channel::{self, Trust};
+use reseal_proto::v1::agent_client::AgentClient;
 use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::enrolment_client::EnrolmentClient;
 use reseal_proto::v1::{
-    AddOperatorRequest, EnrolRequest, InviteHostRequest, ListAuditRequest, OnFailure, PlanRequest, Policy,
-    RotateRequest, RotationAction, RotationRequest, Selection, StatusRequest, Usage,
-};
-use reseal_proto::v1::{
-    ControlRotationRequest, HostRequest, Installation, InventoryDelta, TaintAuthorityRequest,
+    AddOperatorRequest, AgentMessage, ControlRotationRequest, EnrolRequest, ExcludeHostRequest,
+    ExportStoreRequest, HostRequest, Installation, InventoryDelta, InviteHostRequest, ListAuditRequest,
+    ListAuthoritiesRequest, OnFailure, PlanRequest, Policy, PrepareAuthorityRequest, RotateRequest,
+    RotationAction, RotationRequest, RotationState, Selection, StatusRequest, TaintAuthorityRequest,
+    TargetState, Usage,
 };
 use reseal_tests::product::Binaries;
 use reseal_tests::wire::{
-    Coordinator, Operator, Puppet, Settings, an_order, csr, installation, inventory, open_token,
+    Coordinator, Operator, Puppet, Settings, an_ack, an_order, ask, csr, installation, inventory, open_token,
 };
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpSocket;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use tonic::transport::Channel;
 
 /// Connections of one address that wait for TLS, and its handshakes at a time.
 const CONNECTIONS: usize = 2_048;
@@ -311,6 +314,243 @@ fn a_removed_host_leaves_nothing_and_comes_back_clean() -> Result<()> {
         again.serve(&mut session).await.context("the new host waits for the old one's renewal")?;
         let shown = operator.show_host(request()).await?.into_inner();
         ensure!(shown.installations.len() == 1, "{} installations", shown.installations.len());
+        Ok(())
+    })
+}
+
+#[test]
+fn authorities_are_bounded() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut operator = coordinator.operator().await?;
+        let there =
+            operator.list_authorities(ListAuthoritiesRequest {}).await?.into_inner().authorities.len();
+        let prepare = |at: usize| PrepareAuthorityRequest { name: format!("n{at}") };
+        fill(&operator, 200 - there, |mut operator, at| async move {
+            operator.prepare_authority(prepare(at)).await.map(drop)
+        })
+        .await?;
+        let more = operator.prepare_authority(prepare(200)).await;
+        refused("authority 201", more, Code::ResourceExhausted, "200 authorities")?;
+        operator
+            .prepare_authority(prepare(0))
+            .await
+            .context("one that is there begins its ceremony again")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn rotations_and_their_rows_are_bounded() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut operator = coordinator.operator().await?;
+        let mut puppet = Puppet::enrol(&coordinator, "h1", 101).await?;
+        let mut session = puppet.connect().await?;
+        while puppet.held.iter().any(|held| held.2.is_none()) {
+            puppet.serve(&mut session).await?;
+        }
+        // The host is away: what is ordered now stays open.
+        drop(session);
+        let id = operator.rotate(rotation(1)).await?.into_inner().id;
+        let exclude = ExcludeHostRequest { rotation: id.clone(), host: "h1".into(), reason: "test".into() };
+        operator.exclude_host(exclude).await?;
+        let excluded = ask::until("101 excluded targets", 20, || {
+            let (mut operator, id) = (operator.clone(), id.clone());
+            async move {
+                let shown = ask::show(&mut operator, &id).await?;
+                let number = shown.targets.get(&(TargetState::Excluded as u32)).copied();
+                Ok((number == Some(101)).then_some(shown))
+            }
+        })
+        .await?;
+        ensure!(excluded.excluded.len() == 100, "{} rows", excluded.excluded.len());
+        let abort = |id: &str| ControlRotationRequest {
+            id: id.into(),
+            action: RotationAction::Abort.into(),
+            reason: "test".into(),
+            ..ControlRotationRequest::default()
+        };
+        operator.control_rotation(abort(&id)).await?;
+        ask::in_state(&operator, &id, RotationState::Aborted).await?;
+
+        let one = |at: usize| RotateRequest {
+            selection: Some(Selection { names: vec![format!("s{at}.h1.wire.test")], ..Selection::default() }),
+            ..rotation(u8::try_from(at + 2).unwrap_or_default())
+        };
+        fill(&operator, 100, |mut operator, at| async move { operator.rotate(one(at)).await.map(drop) })
+            .await?;
+        refused("rotation 101", operator.rotate(one(100)).await, Code::ResourceExhausted, "100 rotations")?;
+        let same = operator.rotate(one(0)).await.context("one that is there is found again")?.into_inner().id;
+        operator.control_rotation(abort(&same)).await?;
+        ask::in_state(&operator, &same, RotationState::Aborted).await?;
+        operator.rotate(one(100)).await.context("one has ended, and there is no room")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn excluded_hosts_are_bounded() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut operator = coordinator.operator().await?;
+        let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
+        let mut session = puppet.connect().await?;
+        puppet.serve(&mut session).await?;
+        drop(session);
+        // Every host may join a rotation away from an issuer.
+        let id = operator.rotate(ask::from_a("100%")).await?.into_inner().id;
+        let exclude = |at: usize| ExcludeHostRequest {
+            rotation: id.clone(),
+            host: format!("x{at}"),
+            reason: "test".into(),
+        };
+        for at in 0..=100 {
+            let name = format!("x{at}");
+            operator.invite_host(InviteHostRequest { name, ..InviteHostRequest::default() }).await?;
+        }
+        fill(&operator, 100, |mut operator, at| {
+            let exclude = exclude(at);
+            async move { operator.exclude_host(exclude).await.map(drop) }
+        })
+        .await?;
+        let more = operator.exclude_host(exclude(100)).await;
+        refused("host 101", more, Code::ResourceExhausted, "100 excluded hosts")?;
+        operator.exclude_host(exclude(0)).await.context("one that is excluded is so still")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn connections_without_a_certificate_are_bounded() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let token = open_token(&coordinator.invite("h1", 0).await?)?;
+        let config = channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None)?;
+        let address = coordinator.address();
+        let guess = async |channel: &Channel| {
+            let request = EnrolRequest { secret: "guess".into(), ..EnrolRequest::default() };
+            let answer = EnrolmentClient::new(channel.clone()).enrol(request).await;
+            answer.err().map(|status| status.code())
+        };
+        let mut strangers = Vec::new();
+        for at in 0..1_024 {
+            let stranger = channel::connect(&address, config.clone()).await?;
+            // Each has its place: it is heard.
+            let said = guess(&stranger).await;
+            ensure!(said == Some(Code::PermissionDenied), "stranger {at}: {said:?}");
+            strangers.push(stranger);
+        }
+        if let Ok(more) = channel::connect(&address, config.clone()).await {
+            let said = guess(&more).await;
+            ensure!(
+                said.is_some_and(|code| code != Code::PermissionDenied),
+                "stranger 1,025 is heard: {said:?}"
+            );
+        }
+        // Whoever has a certificate comes in as ever.
+        coordinator.operator().await?.status(StatusRequest {}).await?;
+        strangers.pop();
+        ask::until("room for another stranger", 20, || async {
+            let Ok(again) = channel::connect(&address, config.clone()).await else { return Ok(None) };
+            Ok((guess(&again).await == Some(Code::PermissionDenied)).then_some(()))
+        })
+        .await
+    })
+}
+
+#[test]
+fn streams_and_exports_are_bounded() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut operator = coordinator.operator().await?;
+        let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
+        let mut session = puppet.connect().await?;
+        puppet.serve(&mut session).await?;
+        drop(session);
+        let id = operator.rotate(rotation(1)).await?.into_inner().id;
+        let request = || RotationRequest { id: id.clone() };
+        let mut watches = Vec::new();
+        for _ in 0..32 {
+            watches.push(operator.watch_rotation(request()).await?);
+        }
+        let mut waiting = Box::pin(async { operator.clone().status(StatusRequest {}).await });
+        let early = tokio::time::timeout(Duration::from_secs(1), &mut waiting).await;
+        ensure!(early.is_err(), "stream 33 of a connection did not wait: {early:?}");
+        coordinator.operator().await?.status(StatusRequest {}).await.context("another connection")?;
+        watches.pop();
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.context("a place is free")??;
+        drop(watches);
+
+        // A store that is larger than what may be on its way to one who does not read.
+        let big = Puppet::enrol(&coordinator, "big", 0).await?;
+        let session = big.connect().await?;
+        let long = |at: usize| Installation {
+            names: vec!["n".repeat(39_000)],
+            ..installation(&format!("/srv/{at:03}"), "x.wire.test", None)
+        };
+        let first = inventory((0..40).map(long).collect());
+        let second = inventory((40..80).map(long).collect());
+        let second = InventoryDelta { base_digest: first.digest.clone(), ..second };
+        session.send(ToCoordinator::Inventory(first)).await?;
+        session.send(ToCoordinator::Inventory(second)).await?;
+        ask::until("80 installations on record", 20, || {
+            let mut operator = operator.clone();
+            async move {
+                let shown = operator.show_host(HostRequest { name: "big".into() }).await?.into_inner();
+                Ok((shown.installations.len() == 80).then_some(()))
+            }
+        })
+        .await?;
+        let mut exports = Vec::new();
+        for _ in 0..4 {
+            let mut operator = coordinator.operator().await?;
+            exports.push(operator.export_store(ExportStoreRequest {}).await?.into_inner());
+        }
+        let more = operator.export_store(ExportStoreRequest {}).await;
+        refused("export 5", more, Code::ResourceExhausted, "4 exports")?;
+        let mut first = exports.swap_remove(0);
+        while first.message().await?.is_some() {}
+        ask::until("a place for another export", 20, || {
+            let mut operator = operator.clone();
+            async move { Ok(operator.export_store(ExportStoreRequest {}).await.ok()) }
+        })
+        .await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_stream_without_hello_ends() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
+        let channel = channel::connect(&coordinator.address(), puppet.identity.tls()?).await?;
+        let (_silent, messages) = tokio::sync::mpsc::channel::<AgentMessage>(1);
+        let before = Instant::now();
+        let mut stream = AgentClient::new(channel).session(ReceiverStream::new(messages)).await?.into_inner();
+        let said = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
+        refused("silence", said.context("it is still open")?, Code::DeadlineExceeded, "no Hello")?;
+        ensure!(before.elapsed() >= Duration::from_secs(9), "after {:?}", before.elapsed());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_result_may_be_signed_by_the_identity_before() -> Result<()> {
+    runtime().block_on(async {
+        let coordinator = started().await?;
+        let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
+        let mut session = puppet.connect().await?;
+        let order = session.next_that(an_order).await?;
+        puppet.obtain(&mut session, &order).await?;
+        let result = puppet.identity.sign(&puppet.payload(&order, TargetState::Verified)?)?;
+        puppet.identity = puppet.identity.renew().await?;
+        let mut session = puppet.connect().await?;
+        session.send(ToCoordinator::Result(result)).await?;
+        let taken = session.next_that(an_ack).await?;
+        ensure!(taken == order.batch, "{taken}");
+        ensure!(coordinator.metric("reseal_targets_total{state=\"verified\"}")? == 1, "it does not count");
         Ok(())
     })
 }

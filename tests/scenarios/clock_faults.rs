@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::{RotationState, TargetState};
 use reseal_tests::fault::clock::Clock;
 use reseal_tests::fleet::Fleet;
@@ -173,4 +174,34 @@ fn all_replaced(world: &World, before: &[String]) -> Result<()> {
     let now = leaves(world)?;
     ensure!(now.iter().zip(before).all(|(new, old)| new != old), "a key stayed");
     proof::sealed_under(world, &world.coordinator.authority("builtin/a")?).map(drop)
+}
+
+/// A result counts until the identity that signed it expires; after that nobody could check it.
+#[test]
+fn a_result_signed_by_an_identity_that_expired_since_is_refused() -> Result<()> {
+    ask::runtime().block_on(async {
+        let mut coordinator = wire::Coordinator::start(ask::settings()?).await?;
+        let directory = tempfile::tempdir()?;
+        let clock = Clock::new(directory.path())?;
+        coordinator.kill();
+        coordinator.run(&clock.environment())?;
+        coordinator.operator().await?;
+        let mut puppet = wire::Puppet::enrol(&coordinator, "h1", 1).await?;
+        let mut session = puppet.connect().await?;
+        let order = session.next_that(wire::an_order).await?;
+        puppet.obtain(&mut session, &order).await?;
+        let result = puppet.identity.sign(&puppet.payload(&order, TargetState::Verified)?)?;
+        // An identity is for 24 hours.
+        clock.set(23 * HOUR)?;
+        puppet.identity = puppet.identity.renew().await?;
+        clock.set(25 * HOUR)?;
+        let mut session = puppet.connect().await?;
+        session.send(ToCoordinator::Result(result)).await?;
+        let batch = session.next_that(wire::an_ack).await?;
+        ensure!(batch == order.batch, "{batch}");
+        let ended = |how: &str| coordinator.metric(&format!("reseal_targets_total{{state=\"{how}\"}}"));
+        ensure!(ended("result-refused")? == 1 && ended("verified")? == 0, "{}", coordinator.log());
+        ensure!(coordinator.log().contains("that has expired since"), "{}", coordinator.log());
+        Ok(())
+    })
 }

@@ -15,7 +15,7 @@ use reseal_proto::v1::coordinator_message::Body as FromCoordinator;
 use reseal_proto::v1::enrolment_client::EnrolmentClient;
 use reseal_proto::v1::{
     AgentMessage, BatchResult, CertificateFacts, Consumer, CoordinatorMessage, Csr, Endpoint, EnrolRequest,
-    EvidencePayload, Hello, Installation, Issued, JoinToken, Usage,
+    EvidencePayload, Hello, Installation, Issued, JoinToken, RenewRequest, Usage,
 };
 use reseal_proto::{facts, token};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -70,6 +70,16 @@ impl Identity {
             key: key.serialize_der(),
             local,
         })
+    }
+
+    /// A new identity of the same host; this one is good until that is first used.
+    pub async fn renew(&self) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let channel = channel::connect_from(&self.address, self.tls()?, self.local).await?;
+        let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
+        let reply = EnrolmentClient::new(channel).renew(RenewRequest { csr }).await?.into_inner();
+        let certificate = reply.chain.into_iter().next().context("a certificate")?;
+        Ok(Self { certificate, key: key.serialize_der(), ..self.clone() })
     }
 
     /// A TLS client configuration with this identity.
