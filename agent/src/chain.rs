@@ -10,6 +10,7 @@ use reseal_proto::v1::{CertificateFacts, Usage};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
+use crate::clock::MOST_SKEW;
 use crate::discover::Wanted;
 use crate::pem::{self, PemError};
 
@@ -57,6 +58,11 @@ pub enum ChainError {
         #[source]
         source: webpki::Error,
     },
+    /// By this host's own clock its life has not begun.
+    #[error(
+        "the certificate begins {0} s from now by this host's clock: that clock is behind, or the coordinator's is ahead; nothing is installed before they agree"
+    )]
+    NotBegun(i64),
     /// There is nothing to build to.
     #[error("no accepted root is known yet: the coordinator has sent none")]
     NoAnchor,
@@ -74,7 +80,7 @@ impl ChainError {
             Self::KeyType { .. } => "key-type-mismatch",
             Self::Order { .. } => "chain-order",
             Self::Name(_) => "name-mismatch",
-            Self::Path { .. } => "chain-invalid",
+            Self::Path { .. } | Self::NotBegun(_) => "chain-invalid",
             Self::NoAnchor | Self::Anchor(_) => "no-anchor",
         }
     }
@@ -128,6 +134,16 @@ pub fn validate(
         check_path(chain, anchors, now, Purpose::Client)?;
     }
     Ok(found)
+}
+
+/// Has its life begun by this host's own clock, too? A coordinator whose clock is
+/// ahead must not make a fleet serve what no client accepts yet. notBefore lies up
+/// to an hour back, so this is about hours, not minutes.
+pub fn begun(found: &CertificateFacts, own_clock: i64) -> Result<(), ChainError> {
+    match found.not_before.saturating_sub(own_clock) {
+        ..=MOST_SKEW => Ok(()),
+        early => Err(ChainError::NotBegun(early)),
+    }
 }
 
 /// Would a client that trusts `anchors` accept this served chain for `name`?

@@ -171,3 +171,12 @@ fn a_served_chain_is_judged_for_its_name() {
     assert_eq!(judge("10.0.0.5"), Ok(()));
     assert_eq!(judge("b.test"), Err("name-mismatch"));
 }
+
+#[test]
+fn what_has_not_begun_by_the_own_clock_waits() {
+    let found = CertificateFacts { not_before: 1_000_000, ..CertificateFacts::default() };
+    assert!(begun(&found, 1_000_000 - MOST_SKEW).is_ok());
+    let early = begun(&found, 1_000_000 - 7200).unwrap_err();
+    assert_eq!(early.code(), "chain-invalid");
+    assert!(early.to_string().contains("7200 s from now by this host's clock"), "{early}");
+}

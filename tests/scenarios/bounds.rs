@@ -426,7 +426,8 @@ fn connections_without_a_certificate_are_bounded() -> Result<()> {
     runtime().block_on(async {
         let coordinator = started().await?;
         let token = open_token(&coordinator.invite("h1", 0).await?)?;
-        let config = channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None)?;
+        let config =
+            channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None, channel::SLOW_CLOCK)?;
         let address = coordinator.address();
         let guess = async |channel: &Channel| {
             let request = EnrolRequest { secret: "guess".into(), ..EnrolRequest::default() };

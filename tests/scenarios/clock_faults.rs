@@ -105,8 +105,13 @@ fn agent_ahead(world: &mut World, agents: &Clock) -> Result<()> {
     let skew = skew.with_context(|| format!("no skew: {host}"))?;
     ensure!((skew - 3 * HOUR).abs() < 60, "the clock is shown as {skew} s off");
     let id = world.coordinator.rotate(&EVERYTHING)?;
-    world.coordinator.completed(&id, LONG)?;
+    let waiting = world.coordinator.in_state(&id, "trailing", LONG)?;
+    let unserved = waiting["unserved"].as_array().context("unserved")?;
+    ensure!(unserved.len() == world.certificates(), "{waiting}");
+    ensure!(unserved.iter().all(|target| target["code"] == "clock-skew"), "{waiting}");
+    // Installed and served; called verified only when the clock is right again.
     agents.set(0)?;
+    world.coordinator.completed(&id, 2 * LONG)?;
     all_replaced(world, &before)
 }
 

@@ -1,7 +1,6 @@
 //! A malicious agent, and strangers without number. What they send is refused, counted and
 //! audited within bounds, and the others are served meanwhile.
 
-use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -161,8 +160,16 @@ fn streams_without_end_and_connections_without_a_word_slow_nobody() -> Result<()
         let bad = Puppet::enrol(&coordinator, "bad", 0).await?;
 
         // Connections that never say a word, and streams that never say Hello.
-        let silent: Vec<TcpStream> =
-            (0..400).map(|_| TcpStream::connect(coordinator.address())).collect::<Result<_, _>>()?;
+        // From an address of their own: whoever shares it waits with them.
+        let mut silent = Vec::new();
+        for _ in 0..400 {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind("127.0.0.66:0".parse()?)?;
+            silent.push(socket.connect(coordinator.address().parse()?).await?.into_std()?);
+        }
+        for stream in &silent {
+            stream.set_nonblocking(false)?;
+        }
         let mut mute = Vec::new();
         for _ in 0..4 {
             mute.extend(mute_streams(&coordinator, &bad.identity).await?);

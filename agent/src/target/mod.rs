@@ -179,6 +179,7 @@ impl Target<'_> {
                 &anchors,
                 self.tools.clock.unix_time(),
             )
+            .and_then(|found| chain::begun(&found, crate::app::now()).map(|()| found))
             .map_err(TargetError::Chain)
         })?;
         drop(span);

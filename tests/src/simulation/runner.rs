@@ -64,21 +64,26 @@ impl Runner {
         self.look().await;
         loop {
             tokio::select! {
-                biased;
-                order = self.orders.recv() => {
-                    let Some(order) = order else { return };
-                    if self.known(&order.batch) {
-                        continue;
-                    }
-                    let batch = order.batch.clone();
-                    let entries = order.installations.iter();
-                    let entries = entries.map(|id| Entry { installation: id.clone(), ..Entry::default() });
-                    let begun = Batch { entries: entries.collect(), order: Some(order), started_at: now() };
-                    self.host.disk().journal.insert(batch.clone(), begun);
-                    self.batch(&batch).await;
-                }
-                () = picture.next() => self.look().await,
-            }
+                           biased;
+                           order = self.orders.recv() => {
+                               let Some(order) = order else { return };
+                               if self.known(&order.batch) {
+                                   continue;
+                               }
+                               let batch = order.batch.clone();
+                               let entries = order.installations.iter();
+                               let entries = entries.map(|id| Entry { installation: id.clone(), ..Entry::default() });
+                               let begun = Batch {
+            entries: entries.collect(),
+            order: Some(order),
+            started_at: now(),
+            ..Batch::default()
+            };
+                               self.host.disk().journal.insert(batch.clone(), begun);
+                               self.batch(&batch).await;
+                           }
+                           () = picture.next() => self.look().await,
+                       }
         }
     }
 
