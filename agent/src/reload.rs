@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reseal_proto::v1::ReloadProof;
 use tracing::info;
@@ -99,6 +100,13 @@ impl ReloadError {
     }
 }
 
+/// A command whose status is above this was ended by a signal: maybe with its whole
+/// container, and the engine needs a moment to say that it runs no more.
+const KILLED: i64 = 128;
+/// How often and how soon it is asked again.
+const LOOKS: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
 /// Reloads; holds one lock per container.
 #[derive(Debug, Default)]
 pub struct Reloader {
@@ -153,7 +161,14 @@ async fn one(
         && let Err(error) = run_check(engine, consumer, check).await
     {
         // What was stopped in the middle of its check has not refused anything.
-        running(engine, consumer).await?;
+        let looks =
+            if matches!(error, ReloadError::Check { status, .. } if status > KILLED) { LOOKS } else { 1 };
+        for look in 0..looks {
+            if look > 0 {
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+            }
+            running(engine, consumer).await?;
+        }
         return Err(error);
     }
     if consumer.reload == Reload::None {
