@@ -261,9 +261,8 @@ async fn coordinator(config: &Config) -> (Check, Option<i64>) {
 
 async fn ask(config: &Config, identity: &Identity, address: &str, idle: bool) -> Result<Option<i64>, String> {
     let credentials = identity.credentials().map_err(|error| crate::chain_of(&error).to_string())?;
-    let tls =
-        channel::client_config(Trust::Anchor(identity.ca.clone()), Some(credentials), channel::SLOW_CLOCK)
-            .map_err(|error| crate::chain_of(&error).to_string())?;
+    let tls = channel::client_config(Trust::Anchor(identity.ca.clone()), Some(credentials))
+        .map_err(|error| crate::chain_of(&error).to_string())?;
     let channel =
         channel::connect(address, tls).await.map_err(|error| crate::chain_of(&error).to_string())?;
     if !idle {

@@ -4,9 +4,9 @@
 //! has its pin, from the join token, and accepts a chain only if that very
 //! certificate ends it.
 //!
-//! The coordinator's certificate is young after each of its starts, and a host's
-//! clock may be slow: to an agent, a certificate that is *not yet* good by up to
-//! [`SLOW_CLOCK`] is as if judged at its own beginning. One that has expired by
+//! The coordinator's certificate is young after each of its starts, and the clock
+//! here may be slow: one that is *not yet* good by up to [`SLOW_CLOCK`] is judged
+//! as if at its own beginning. One that has expired by
 //! the clock there is is refused, by everybody.
 
 use std::fmt;
@@ -73,23 +73,21 @@ pub fn install_crypto() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// How far behind the clock of a host may be that still reaches its coordinator.
-/// Whoever has stolen an old key of the coordinator could use it against a host
+/// How far behind the clock here may be, and the coordinator is still reached.
+/// Whoever has stolen an old key of the coordinator could use it against a machine
 /// whose clock he holds back; not more than this.
 pub const SLOW_CLOCK: Duration = Duration::from_secs(2 * 24 * 3600);
 
-/// The TLS side of a channel; one per identity, shared by reconnects. `slow`: how
-/// much later than now the coordinator's certificate may begin.
+/// The TLS side of a channel; one per identity, shared by reconnects.
 pub fn client_config(
     trust: Trust,
     credentials: Option<Credentials>,
-    slow: Duration,
 ) -> Result<Arc<ClientConfig>, ChannelError> {
     let builder = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]);
     let provider = CryptoProvider::get_default()
         .cloned()
         .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    let verifier = Arc::new(Verifier { trust, slow, provider });
+    let verifier = Arc::new(Verifier { trust, provider });
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match credentials {
         Some(Credentials { chain, key }) => {
@@ -149,7 +147,6 @@ pub async fn connect_from(
 #[derive(Debug)]
 struct Verifier {
     trust: Trust,
-    slow: Duration,
     provider: Arc<CryptoProvider>,
 }
 
@@ -182,7 +179,7 @@ impl ServerCertVerifier for Verifier {
             Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
                 not_before,
                 ..
-            })) if not_before.as_secs() <= now.as_secs().saturating_add(self.slow.as_secs()) => {
+            })) if not_before.as_secs() <= now.as_secs().saturating_add(SLOW_CLOCK.as_secs()) => {
                 at(not_before)
             }
             judged => judged,

@@ -208,8 +208,12 @@ fn a_host_that_was_off_for_weeks_comes_back_by_an_invitation() -> Result<()> {
     let pair = fs::read(&file)?;
     // The host is off; everybody's clock goes on, and with it a renewal comes due.
     let clock = WrongClock::new(world.fleet.directory(), "+25d")?;
+    let everywhere = clock.environment()?.into_iter().map(|(name, value)| (name.into(), value.into()));
+    let everywhere: Vec<(String, String)> = everywhere.collect();
     world.agents[0].kill();
     world.coordinator.kill();
+    world.coordinator.environment.clone_from(&everywhere);
+    world.agents[0].environment = everywhere;
     world.coordinator.start(&clock.environment()?)?;
     let host = world.fleet.host("one")?;
     let log = host.directory().join("agent.log");

@@ -242,8 +242,7 @@ fn a_flood_of_bad_enrolments_is_counted_and_slows_nobody() -> Result<()> {
             agent_version: "wire".into(),
         };
         let client = async || -> Result<EnrolmentClient<tonic::transport::Channel>> {
-            let config =
-                channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None, channel::SLOW_CLOCK)?;
+            let config = channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None)?;
             Ok(EnrolmentClient::new(channel::connect(&coordinator.address(), config).await?))
         };
         let der = csr("", "h1")?.der;
@@ -426,8 +425,7 @@ fn connections_without_a_certificate_are_bounded() -> Result<()> {
     runtime().block_on(async {
         let coordinator = started().await?;
         let token = open_token(&coordinator.invite("h1", 0).await?)?;
-        let config =
-            channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None, channel::SLOW_CLOCK)?;
+        let config = channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None)?;
         let address = coordinator.address();
         let guess = async |channel: &Channel| {
             let request = EnrolRequest { secret: "guess".into(), ..EnrolRequest::default() };

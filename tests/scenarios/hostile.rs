@@ -271,7 +271,7 @@ fn a_flood_of_bad_tokens_is_counted_and_keeps_nobody_out() -> Result<()> {
             .map(|_| {
                 let (address, request) = (coordinator.address(), request.clone());
                 tokio::spawn(async move {
-                    let config = channel::client_config(Trust::Pin(pin), None, channel::SLOW_CLOCK)?;
+                    let config = channel::client_config(Trust::Pin(pin), None)?;
                     let mut client = EnrolmentClient::new(channel::connect(&address, config).await?);
                     for _ in 0..CALLS {
                         let refusal = client.enrol(request.clone()).await.err().context("it was let in")?;

@@ -74,6 +74,8 @@ pub struct Coordinator {
     daemon: Option<Daemon>,
     /// SHA-256 of the control-plane CA: what evidence is checked against.
     pub anchor: String,
+    /// For every command, too: the clock of the operator's machine.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Coordinator {
@@ -90,8 +92,14 @@ impl Coordinator {
             at("kek"),
         );
         std::fs::write(directory.join("reseal.toml"), config)?;
-        let mut coordinator =
-            Self { binaries, directory: directory.clone(), address, daemon: None, anchor: String::new() };
+        let mut coordinator = Self {
+            binaries,
+            directory: directory.clone(),
+            address,
+            daemon: None,
+            anchor: String::new(),
+            environment: Vec::new(),
+        };
         let (config, out) = (at("reseal.toml"), at("admin.json"));
         let root = at("root.key");
         let made = coordinator.json(&[
@@ -174,6 +182,7 @@ impl Coordinator {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut reseal = command(&self.binaries.reseal, arguments);
         reseal.env("RESEAL_CREDENTIALS", self.credentials());
+        reseal.envs(self.environment.iter().cloned());
         reseal
     }
 
@@ -307,6 +316,8 @@ pub struct Agent {
     program: PathBuf,
     config: PathBuf,
     daemon: Option<Daemon>,
+    /// For every command, too: the clock of its host.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Agent {
@@ -317,7 +328,7 @@ impl Agent {
         let socket = format!("unix://{}", host.engine.socket().display());
         let text = format!("state_dir = {:?}\ndocker = {socket:?}\n", state.display());
         std::fs::write(&config, text)?;
-        Ok(Self { program: binaries.agent.clone(), config, daemon: None })
+        Ok(Self { program: binaries.agent.clone(), config, daemon: None, environment: Vec::new() })
     }
 
     /// Adds a line to its configuration, for its next start.
@@ -330,6 +341,7 @@ impl Agent {
     pub fn command(&self, host: &Host, arguments: &[&str]) -> Command {
         let mut agent = host.command(&self.program, arguments);
         agent.arg("--config").arg(&self.config);
+        agent.envs(self.environment.iter().cloned());
         agent
     }
 

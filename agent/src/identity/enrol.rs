@@ -126,7 +126,7 @@ async fn ask(token: &JoinToken, request: EnrolRequest) -> Result<IdentityReply, 
         .map_err(|_| IdentityError::Reply("the token's pin has not 32 bytes"))?;
     let mut last = IdentityError::Reply("the token names no coordinator");
     for address in &token.coordinators {
-        let connected = match channel::client_config(Trust::Pin(pin), None, channel::SLOW_CLOCK) {
+        let connected = match channel::client_config(Trust::Pin(pin), None) {
             Ok(tls) => channel::connect(address, tls).await,
             Err(error) => Err(error),
         };

@@ -34,12 +34,8 @@ impl Link {
         identity: Identity,
     ) -> Result<std::convert::Infallible, LinkError> {
         let credentials = identity.credentials().map_err(LinkError::Identity)?;
-        let tls = channel::client_config(
-            Trust::Anchor(identity.ca.clone()),
-            Some(credentials),
-            channel::SLOW_CLOCK,
-        )
-        .map_err(LinkError::Channel)?;
+        let tls = channel::client_config(Trust::Anchor(identity.ca.clone()), Some(credentials))
+            .map_err(LinkError::Channel)?;
         let channel = channel::connect(address, tls).await.map_err(LinkError::Channel)?;
         let Opened { sender, mut stream, first } =
             open(channel.clone(), address, &self.shared.session).await?;

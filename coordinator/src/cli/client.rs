@@ -42,12 +42,8 @@ impl Client {
     /// Reads the credentials and connects.
     pub(crate) async fn connect(credentials: Option<&Path>) -> Result<Self, CliError> {
         let credentials = Credentials::read(credentials)?;
-        let tls = channel::client_config(
-            Trust::Anchor(credentials.anchor()?),
-            Some(credentials.identity()?),
-            std::time::Duration::ZERO,
-        )
-        .map_err(|error| CliError::Other(error.into()))?;
+        let tls = channel::client_config(Trust::Anchor(credentials.anchor()?), Some(credentials.identity()?))
+            .map_err(|error| CliError::Other(error.into()))?;
         let rpc = dial(&credentials.coordinators, &tls).await?;
         Ok(Self { rpc, credentials, tls })
     }

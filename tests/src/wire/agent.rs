@@ -54,7 +54,7 @@ impl Identity {
     pub async fn enrol_with(token: JoinToken, key: &KeyPair, local: Option<IpAddr>) -> Result<Self> {
         let address = token.coordinators.first().context("a token has an address")?.clone();
         let pin = token.ca_pin[..].try_into().context("a pin has 32 bytes")?;
-        let config = channel::client_config(Trust::Pin(pin), None, channel::SLOW_CLOCK)?;
+        let config = channel::client_config(Trust::Pin(pin), None)?;
         let mut client = EnrolmentClient::new(channel::connect_from(&address, config, local).await?);
         let csr = CertificateParams::default().serialize_request(key)?.der().to_vec();
         let request =
@@ -88,11 +88,7 @@ impl Identity {
             chain: vec![CertificateDer::from(self.certificate.clone())],
             key: PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.clone())),
         };
-        Ok(channel::client_config(
-            Trust::Anchor(self.anchor.clone()),
-            Some(credentials),
-            channel::SLOW_CLOCK,
-        )?)
+        Ok(channel::client_config(Trust::Anchor(self.anchor.clone()), Some(credentials))?)
     }
 
     /// Opens a session and says Hello.

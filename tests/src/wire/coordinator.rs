@@ -198,7 +198,7 @@ impl Coordinator {
             key: PrivateKeyDer::from_pem_slice(part("key")?)?,
         };
         let anchor = CertificateDer::from_pem_slice(part("ca")?)?;
-        let config = channel::client_config(Trust::Anchor(anchor), Some(identity), channel::SLOW_CLOCK)?;
+        let config = channel::client_config(Trust::Anchor(anchor), Some(identity))?;
         Ok(OperatorClient::new(channel::connect(&self.address(), config).await?))
     }
 
