@@ -76,7 +76,7 @@ pub fn install_crypto() {
 /// How far behind the clock here may be, and the coordinator is still reached.
 /// Whoever has stolen an old key of the coordinator could use it against a machine
 /// whose clock he holds back; not more than this.
-pub const SLOW_CLOCK: Duration = Duration::from_secs(2 * 24 * 3600);
+pub const SLOW_CLOCK: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// The TLS side of a channel; one per identity, shared by reconnects.
 pub fn client_config(
