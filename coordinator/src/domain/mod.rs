@@ -4,6 +4,8 @@
 //! `apply(event)`, and every `match` over it names all states. The engine, the
 //! issuance and the gRPC services ask; nobody here knows of them.
 
+use std::time::Duration;
+
 pub(crate) mod allowance;
 pub mod authority;
 pub mod csr;
@@ -20,3 +22,9 @@ pub mod waves;
 
 /// The clock, handed down from `app`: seconds since the Unix epoch.
 pub type Now = fn() -> i64;
+
+/// By how many seconds that clock was put forward (or back, negative) between two
+/// looks at it, when a clock that nobody sets says how much time passed between them.
+pub fn put_forward(before: i64, now: i64, passed: Duration) -> i64 {
+    now.saturating_sub(before).saturating_sub(i64::try_from(passed.as_secs()).unwrap_or(i64::MAX))
+}

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::domain;
+
 /// Corrections up to this are no jump, seconds.
 const JUMP: i64 = 10;
 
@@ -44,8 +46,8 @@ impl Steady {
 
 /// By how much the clock has jumped; 0: not at all.
 fn jump(before: i64, now: i64, passed: Duration) -> i64 {
-    let off = now - before - i64::try_from(passed.as_secs()).unwrap_or(i64::MAX);
-    if off.abs() > JUMP { off } else { 0 }
+    let off = domain::put_forward(before, now, passed);
+    if off.saturating_abs() > JUMP { off } else { 0 }
 }
 
 /// Have so many seconds passed since then? Counted from `settled` at the earliest, and

@@ -31,8 +31,7 @@ use super::refused::RefusedSessions;
 use super::results::{Fingerprints, Results, Work};
 use super::sessions::{Sessions, Slot};
 use super::tls::PeerIdentity;
-use crate::domain::Now;
-use crate::domain::host;
+use crate::domain::{Now, host, put_forward};
 use crate::issuance::control::ControlPlane;
 use crate::issuance::{Issuance, Known};
 use crate::metrics::Metrics;
@@ -264,8 +263,7 @@ impl Session {
     /// Does the time that the Welcome told still hold?
     fn same_clock(&self) -> Result<(), Status> {
         let (wall, read) = self.began;
-        let passed = i64::try_from(read.elapsed().as_secs()).unwrap_or(i64::MAX);
-        if (self.parts.now)().saturating_sub(wall).abs_diff(passed) > SET.unsigned_abs() {
+        if put_forward(wall, (self.parts.now)(), read.elapsed()).saturating_abs() > SET {
             return Err(Status::unavailable(
                 "the coordinator's clock was set: connect again to hear the time",
             ));

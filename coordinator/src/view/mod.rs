@@ -136,12 +136,13 @@ impl View {
             .and_then(|rotation| rotation.batches.get_mut(&(Arc::from(host), Box::from(batch))))
             && !batch.finished
         {
-            let before = batch.live.clone();
-            batch.live.extend(targets);
+            let mut moved = false;
+            for (installation, said) in targets {
+                moved |= batch.live.insert(installation, said) != Some(said);
+            }
             while batch.live.len() > PER_BATCH {
                 batch.live.pop_last();
             }
-            let moved = batch.live != before;
             drop(state);
             if moved {
                 self.bump();

@@ -14,9 +14,9 @@ use crate::domain::rotation;
 use crate::domain::selection;
 use crate::domain::waves::{Pace, Threshold};
 use crate::grpc::auth::Caller;
-use crate::grpc::convert::{chain, status};
+use crate::grpc::convert::chain;
+use crate::store::Versioned;
 use crate::store::record::Rotation;
-use crate::store::{AuditDraft, Commit, Versioned, keys};
 
 /// Hosts excluded from one rotation at most: they are named in its record.
 const MAX_EXCLUDED: usize = 100;
@@ -70,7 +70,7 @@ impl OperatorService {
             at: (self.now)(),
         });
         let detail = format!("host {host}: {reason}");
-        self.change(caller, id, revision, &record, "rotation.exclude", detail).await
+        self.change(caller, id, revision, &record, ("rotation.exclude", &detail)).await.map(drop)
     }
 
     /// Changes the waves that are not ordered yet, and the threshold.
@@ -105,7 +105,7 @@ impl OperatorService {
         if !reason.is_empty() {
             changes.push(reason.clone());
         }
-        self.change(caller, id, revision, &record, "rotation.pace", changes.join("; ")).await
+        self.change(caller, id, revision, &record, ("rotation.pace", &changes.join("; "))).await.map(drop)
     }
 
     /// A rotation that has not ended.
@@ -119,30 +119,5 @@ impl OperatorService {
             "rotation {id} is {}: only one that runs can be changed",
             rotation::word(state)
         )))
-    }
-
-    /// Writes the record, and waits until what is shown shows it.
-    async fn change(
-        &self,
-        caller: &Caller,
-        id: &str,
-        revision: u64,
-        record: &Rotation,
-        action: &str,
-        detail: String,
-    ) -> Result<(), Status> {
-        let draft = AuditDraft {
-            at: (self.now)(),
-            actor: caller.actor(),
-            action: action.into(),
-            object: format!("rotation/{id}"),
-            outcome: "done".into(),
-            detail,
-        };
-        let key = keys::rotation(id);
-        let commit = Commit::new().at(&key, revision).put(&key, record).audit(draft);
-        let revision = self.store.commit(commit).await.map_err(|error| status(&error))?;
-        self.view.reaches(id, revision).await;
-        Ok(())
     }
 }

@@ -9,7 +9,8 @@ use super::rotate::MAX_REASON;
 use crate::domain::rotation::{self, Event};
 use crate::grpc::auth::Caller;
 use crate::grpc::convert::status;
-use crate::store::{AuditDraft, Commit, Versioned, keys};
+use crate::store::record::Rotation;
+use crate::store::{Commit, Versioned, keys};
 
 /// How often a change is tried on a rotation that the engine moves at the same time.
 const TRIES: usize = 5;
@@ -64,12 +65,8 @@ impl OperatorService {
             if again && !record.excluded.is_empty() {
                 // First: the engine takes out whatever it finds on a host that is still named.
                 record.excluded.clear();
-                let key = keys::rotation(id);
                 let words = "excluded hosts are taken in again";
-                let draft = self.draft(caller, "rotation.retry", &format!("rotation/{id}"), words);
-                let commit = Commit::new().at(&key, revision).put(&key, &record).audit(draft);
-                revision = self.store.commit(commit).await.map_err(|error| status(&error))?;
-                self.view.reaches(id, revision).await;
+                revision = self.change(caller, id, revision, &record, ("rotation.retry", words)).await?;
             }
             let retry = Retry { id, rotation: &record, excluded: again, now };
             busy = self.retry_batches(&retry).await?;
@@ -87,19 +84,25 @@ impl OperatorService {
         if rotation::is_end(state) {
             record.ended_at = now;
         }
-        let draft = AuditDraft {
-            at: now,
-            actor: caller.actor(),
-            action: rotation::audit_action(event).into(),
-            object: format!("rotation/{id}"),
-            outcome: "done".into(),
-            detail: reason.clone(),
-        };
+        self.change(caller, id, revision, &record, (rotation::audit_action(event), reason)).await.map(drop)
+    }
+
+    /// Writes the record with its audit entry (action, detail), and waits until what is
+    /// shown shows it; gives its new revision.
+    pub(super) async fn change(
+        &self,
+        caller: &Caller,
+        id: &str,
+        revision: u64,
+        record: &Rotation,
+        (action, detail): (&str, &str),
+    ) -> Result<u64, Status> {
         let key = keys::rotation(id);
-        let commit = Commit::new().at(&key, revision).put(&key, &record).audit(draft);
+        let draft = self.draft(caller, action, &key, detail);
+        let commit = Commit::new().at(&key, revision).put(&key, record).audit(draft);
         let revision = self.store.commit(commit).await.map_err(|error| status(&error))?;
         self.view.reaches(id, revision).await;
-        Ok(())
+        Ok(revision)
     }
 
     fn failures(&self, id: &str) -> u32 {
