@@ -6,8 +6,7 @@
 //!
 //! The coordinator's certificate is young after each of its starts, and the clock
 //! here may be slow: one that is *not yet* good by up to [`SLOW_CLOCK`] is judged
-//! as if at its own beginning. One that has expired by
-//! the clock there is is refused, by everybody.
+//! as if at its own beginning. One that has expired is refused.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,7 +25,6 @@ use crate::facts::sha256;
 use crate::identity::COORDINATOR_DNS_NAME;
 
 /// How the coordinator is recognised.
-#[derive(Debug)]
 pub enum Trust {
     /// By the control-plane CA certificate.
     Anchor(CertificateDer<'static>),
@@ -87,7 +85,11 @@ pub fn client_config(
     let provider = CryptoProvider::get_default()
         .cloned()
         .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    let verifier = Arc::new(Verifier { trust, provider });
+    let anchored = match trust {
+        Trust::Anchor(anchor) => Anchored::To(anchored(anchor, &provider).map_err(ChannelError::Tls)?),
+        Trust::Pin(pin) => Anchored::ByPin(pin),
+    };
+    let verifier = Arc::new(Verifier { anchored, provider });
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match credentials {
         Some(Credentials { chain, key }) => {
@@ -146,8 +148,29 @@ pub async fn connect_from(
 /// Accepts a chain that ends in the anchor, or in the one certificate with the pin.
 #[derive(Debug)]
 struct Verifier {
-    trust: Trust,
+    anchored: Anchored,
     provider: Arc<CryptoProvider>,
+}
+
+/// What a chain has to end in.
+#[derive(Debug)]
+enum Anchored {
+    /// The CA certificate that is known.
+    To(Arc<WebPkiServerVerifier>),
+    /// The one that comes with the chain and has this fingerprint.
+    ByPin([u8; 32]),
+}
+
+/// Judges chains by one CA certificate.
+fn anchored(
+    anchor: CertificateDer<'static>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(anchor)?;
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))
 }
 
 impl ServerCertVerifier for Verifier {
@@ -159,20 +182,16 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let root = match &self.trust {
-            Trust::Anchor(anchor) => anchor.clone(),
-            Trust::Pin(pin) => intermediates
-                .iter()
-                .find(|certificate| sha256(certificate) == *pin)
-                .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?
-                .clone()
-                .into_owned(),
+        let verifier = match &self.anchored {
+            Anchored::To(verifier) => verifier.clone(),
+            Anchored::ByPin(pin) => {
+                let root = intermediates
+                    .iter()
+                    .find(|certificate| sha256(certificate) == *pin)
+                    .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+                anchored(root.clone().into_owned(), &self.provider)?
+            }
         };
-        let mut roots = RootCertStore::empty();
-        roots.add(root)?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
         let at =
             |time| verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, time);
         match at(now) {
