@@ -10,6 +10,7 @@
 mod hello;
 pub mod orders;
 mod session;
+pub mod told;
 
 use std::sync::Arc;
 use std::time::Duration;

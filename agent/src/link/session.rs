@@ -4,7 +4,6 @@
 //! carries the inventory that shows it; inventory only when it changed. Part of
 //! [`super::Link`], which calls it and nobody else.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use reseal_proto::channel::{self, Trust};
@@ -15,6 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::hello::{Opened, failed, open};
 use super::orders::{MOST_WAITING, Offered};
+use super::told::Told;
 use super::{Handle, INVENTORY_SETTLE, LOOK, Link, LinkError, PROTOCOL, RENEW_RETRY};
 use crate::app;
 use crate::discover::finding;
@@ -335,34 +335,6 @@ enum Reply {
     Acknowledged(String),
 }
 
-/// Results told in this session and not acknowledged yet: payloads in the order
-/// in which they went, one for each time they went, because an acknowledgement
-/// names the batch only.
-#[derive(Default)]
-struct Told(BTreeMap<String, VecDeque<Vec<u8>>>);
-
-impl Told {
-    /// Is this what went last of the batch?
-    fn is_last(&self, batch: &str, payload: &[u8]) -> bool {
-        self.0.get(batch).and_then(VecDeque::back).is_some_and(|last| last == payload)
-    }
-
-    /// A payload went.
-    fn sent(&mut self, batch: &str, payload: Vec<u8>) {
-        self.0.entry(batch.to_owned()).or_default().push_back(payload);
-    }
-
-    /// The payload that an acknowledgement is for.
-    fn acknowledged(&mut self, batch: &str) -> Option<Vec<u8>> {
-        let sent = self.0.get_mut(batch)?;
-        let payload = sent.pop_front();
-        if sent.is_empty() {
-            self.0.remove(batch);
-        }
-        payload
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,23 +344,5 @@ mod tests {
         assert_eq!(left(i64::MIN, 5), Duration::from_secs(i64::MAX.unsigned_abs()));
         assert_eq!(left(i64::MAX, i64::MIN), Duration::ZERO);
         assert_eq!(left(5, 7), Duration::from_secs(2));
-    }
-
-    #[test]
-    fn each_acknowledgement_is_for_one_that_went() {
-        let mut told = Told::default();
-        let (first, late) = (vec![1], vec![2]);
-        assert!(!told.is_last("r1.0", &first));
-        // Told at the start of the session, and again because it was ordered again.
-        told.sent("r1.0", first.clone());
-        assert!(told.is_last("r1.0", &first));
-        told.sent("r1.0", first.clone());
-        // Then the proof was completed.
-        assert!(!told.is_last("r1.0", &late));
-        told.sent("r1.0", late.clone());
-        assert_eq!(told.acknowledged("r1.0"), Some(first.clone()));
-        assert_eq!(told.acknowledged("r1.0"), Some(first), "the late one is still on its way");
-        assert_eq!(told.acknowledged("r1.0"), Some(late));
-        assert_eq!((told.acknowledged("r1.0"), told.acknowledged("r2.0")), (None, None));
     }
 }

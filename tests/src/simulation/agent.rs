@@ -5,11 +5,11 @@
 //! older epoch refused. The disk is a [`Host`]; the agent may be killed between
 //! any two steps.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_agent::inventory::Report;
+use reseal_agent::link::told::Told;
 use reseal_proto::v1::agent_message::Body;
 use reseal_proto::v1::coordinator_message::Body as Said;
 use reseal_proto::v1::{AgentMessage, BatchResult, Chains, Hello, Order};
@@ -220,18 +220,20 @@ impl Agent {
         result: BatchResult,
         again: bool,
     ) -> Result<(), ()> {
-        if !told.note(&result.batch, &result.payload) && !again {
+        if told.is_last(&result.batch, &result.payload) && !again {
             return Ok(());
         }
         let report = self.host.report();
         let changed = Some(report).filter(|report| report.digest != self.host.disk().digest);
         let inventory = changed.as_ref().map(|report| report.delta(self.base()));
         self.world.history.note(&self.host.name, format!("sends result {}", result.batch));
+        let (batch, payload) = (result.batch.clone(), result.payload.clone());
         let mut result = BatchResult { inventory, ..result };
         if self.host.lies {
             liar::about_result(&self.world, &self.host, &mut result);
         }
         live.send(Body::Result(result)).await?;
+        told.sent(&batch, payload);
         if let Some(report) = changed {
             self.was_sent(report);
         }
@@ -247,31 +249,5 @@ impl Agent {
     fn was_sent(&mut self, report: Report) {
         self.host.disk().digest.clone_from(&report.digest);
         self.sent = Some(report);
-    }
-}
-
-/// Results told in this session and not acknowledged yet, in the order in which they went.
-#[derive(Default)]
-struct Told(BTreeMap<String, VecDeque<Vec<u8>>>);
-
-impl Told {
-    /// Notes that a payload goes; says whether it is another than the last one.
-    fn note(&mut self, batch: &str, payload: &[u8]) -> bool {
-        let sent = self.0.entry(batch.to_owned()).or_default();
-        let new = sent.back().is_none_or(|last| last != payload);
-        if new {
-            sent.push_back(payload.to_vec());
-        }
-        new
-    }
-
-    /// The payload that an acknowledgement is for.
-    fn acknowledged(&mut self, batch: &str) -> Option<Vec<u8>> {
-        let sent = self.0.get_mut(batch)?;
-        let payload = sent.pop_front();
-        if sent.is_empty() {
-            self.0.remove(batch);
-        }
-        payload
     }
 }

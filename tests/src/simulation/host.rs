@@ -10,9 +10,10 @@ use prost::Message as _;
 use reseal_agent::inventory::Report;
 use reseal_agent::journal::Batch;
 use reseal_proto::facts::sha256;
-use reseal_proto::v1::{self, BatchResult, CertificateFacts, Consumer, Endpoint, Usage};
+use reseal_proto::v1::{self, BatchResult, CertificateFacts};
 
 use super::bell::{Bell, Listener};
+use crate::wire::installation;
 
 /// Who this host is, as enrolment said.
 #[derive(Clone)]
@@ -178,22 +179,8 @@ impl Host {
 }
 
 fn message(id: &str, one: &Installation) -> v1::Installation {
-    v1::Installation {
-        id: id.into(),
-        label: format!("service/{}", one.names[0]),
-        names: one.names.clone(),
-        usage: Usage::Server.into(),
-        key_type: "ecdsa-p256".into(),
-        issuer: "builtin".into(),
-        layout: "pair".into(),
-        consumers: vec![Consumer {
-            container: "service".into(),
-            container_id: "0123456789ab".into(),
-            image: "service:1".into(),
-            running: one.running,
-            reload: "signal HUP".into(),
-        }],
-        endpoints: vec![Endpoint { address: "172.17.0.2:443".into(), sni: one.names[0].clone() }],
-        certificate: one.facts(),
-    }
+    let mut message = installation(id, &one.names[0], one.facts());
+    message.names.clone_from(&one.names);
+    message.consumers[0].running = one.running;
+    message
 }
