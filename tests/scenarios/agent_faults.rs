@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use reseal_tests::fault::clock::Clock;
 use reseal_tests::fleet::Fleet;
 use reseal_tests::process::{command, run, turn, wait_until};
 use reseal_tests::product::{Binaries, wait_for_sessions};
 use reseal_tests::services::Service;
 use reseal_tests::world::World;
-use reseal_tests::wrong_clock::WrongClock;
 use reseal_tests::{openssl, proof};
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(120);
+const HOUR: i64 = 3600;
 
 #[test]
 fn a_wrong_clock_decides_nothing_and_a_jump_stops_nothing() -> Result<()> {
@@ -25,9 +26,10 @@ fn a_wrong_clock_decides_nothing_and_a_jump_stops_nothing() -> Result<()> {
     let mut world = World::start(&["one"], Binaries::built()?, one_site, &mut |_| {})?;
     let before = openssl::served(&world.services[0].endpoint, &world.root)?;
     // By this clock its identity has ended six hours ago.
-    let clock = WrongClock::new(world.fleet.directory(), "+30h")?;
+    let clock = Clock::new(world.fleet.directory())?;
+    clock.set(30 * HOUR)?;
     world.agents[0].kill();
-    world.agents[0].start(world.fleet.host("one")?, &clock.environment()?)?;
+    world.agents[0].start(world.fleet.host("one")?, &clock.environment())?;
     wait_for_sessions(&world.coordinator, &mut world.agents)?;
     found(&world, "clock-skew", Some("ahead of"))?;
 
@@ -47,7 +49,7 @@ fn a_wrong_clock_decides_nothing_and_a_jump_stops_nothing() -> Result<()> {
         Ok(format!("{} {}", host[0]["connected"], host[0]["identity_expires_at"]))
     };
     let up = session(&world)?;
-    clock.set("-40h")?;
+    clock.set(-40 * HOUR)?;
     found(&world, "clock-skew", Some("behind"))?;
     assert_eq!(session(&world)?, up, "another session or identity");
     ensure!(world.coordinator.rotation(&id)?["state"] != "completed", "proved with a wrong clock");
@@ -55,11 +57,11 @@ fn a_wrong_clock_decides_nothing_and_a_jump_stops_nothing() -> Result<()> {
     ensure!(said.contains("bad      clock") && said.contains("behind"), "{said}");
     // By this clock the coordinator's certificate has not begun: a new session comes up all the same.
     world.agents[0].kill();
-    world.agents[0].start(world.fleet.host("one")?, &clock.environment()?)?;
+    world.agents[0].start(world.fleet.host("one")?, &clock.environment())?;
     wait_for_sessions(&world.coordinator, &mut world.agents)?;
 
     // Set right: what waited is proved by itself, in fresh handshakes, and signed.
-    clock.set("+0")?;
+    clock.set(0)?;
     let rotation = world.coordinator.completed(&id, LONG)?;
     assert_eq!(rotation["replaced"], true, "{rotation}");
     found(&world, "clock-skew", None)?;
@@ -175,9 +177,9 @@ fn a_kill_in_a_roll_back_brings_the_old_pair_back_all_the_same() -> Result<()> {
 fn a_kill_in_the_renewal_of_the_identity_locks_nobody_out() -> Result<()> {
     let _turn = turn()?;
     let mut world = World::start(&["one"], Binaries::with_fail_points()?, one_site, &mut |_| {})?;
-    let clock = WrongClock::new(world.fleet.directory(), "+0")?;
+    let clock = Clock::new(world.fleet.directory())?;
     let points = ["agent.after_identity_stored", "agent.before_promote", "agent.after_promote"];
-    for (round, point) in points.into_iter().enumerate() {
+    for (round, point) in (1..).zip(points) {
         let identity = |world: &World| -> Result<Value> {
             Ok(world.coordinator.json(&["host", "list"])?[0]["identity_expires_at"].clone())
         };
@@ -185,8 +187,8 @@ fn a_kill_in_the_renewal_of_the_identity_locks_nobody_out() -> Result<()> {
         world.agents[0].kill();
         // Seventeen hours of the coordinator's clock: the identity is due.
         world.coordinator.kill();
-        clock.set(&format!("+{}h", 17 * (round + 1)))?;
-        world.coordinator.start(&clock.environment()?)?;
+        clock.set(17 * HOUR * round)?;
+        world.coordinator.start(&clock.environment())?;
         world.agents[0].start(world.fleet.host("one")?, &[("RESEAL_FAILPOINTS", point)])?;
         wait_until(&format!("the kill at {point}"), LONG, || {
             ensure!(world.agents[0].has_ended()?, "it lives");
@@ -207,17 +209,18 @@ fn a_host_that_was_off_for_weeks_comes_back_by_an_invitation() -> Result<()> {
     let file = world.services[0].certificate_file(world.fleet.host("one")?);
     let pair = fs::read(&file)?;
     // The host is off; everybody's clock goes on, and with it a renewal comes due.
-    let clock = WrongClock::new(world.fleet.directory(), "+25d")?;
-    let everywhere = clock.environment()?.into_iter().map(|(name, value)| (name.into(), value.into()));
+    let clock = Clock::new(world.fleet.directory())?;
+    clock.set(25 * 24 * HOUR)?;
+    let everywhere = clock.environment().into_iter().map(|(name, value)| (name.into(), value.into()));
     let everywhere: Vec<(String, String)> = everywhere.collect();
     world.agents[0].kill();
     world.coordinator.kill();
     world.coordinator.environment.clone_from(&everywhere);
     world.agents[0].environment = everywhere;
-    world.coordinator.start(&clock.environment()?)?;
+    world.coordinator.start(&clock.environment())?;
     let host = world.fleet.host("one")?;
     let log = host.directory().join("agent.log");
-    world.agents[0].start(host, &clock.environment()?)?;
+    world.agents[0].start(host, &clock.environment())?;
     wait_until("what to do, in the log", LONG, || {
         let said = fs::read_to_string(&log)?;
         ensure!(
@@ -255,9 +258,9 @@ fn a_host_that_was_off_for_weeks_comes_back_by_an_invitation() -> Result<()> {
 }
 
 /// What `reseal-agent doctor` says on the host with this clock.
-fn doctor(world: &World, clock: &WrongClock) -> Result<String> {
+fn doctor(world: &World, clock: &Clock) -> Result<String> {
     let mut doctor = world.agents[0].command(world.fleet.host("one")?, &["doctor"]);
-    let output = doctor.envs(clock.environment()?).output()?;
+    let output = doctor.envs(clock.environment()).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

@@ -11,12 +11,10 @@ use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::enrolment_client::EnrolmentClient;
 use reseal_proto::v1::{
     AddOperatorRequest, AgentMessage, ControlRotationRequest, EnrolRequest, ExcludeHostRequest,
-    ExportStoreRequest, HostRequest, Installation, InventoryDelta, InviteHostRequest, ListAuditRequest,
-    ListAuthoritiesRequest, OnFailure, PlanRequest, Policy, PrepareAuthorityRequest, RotateRequest,
-    RotationAction, RotationRequest, RotationState, Selection, StatusRequest, TaintAuthorityRequest,
-    TargetState, Usage,
+    ExportStoreRequest, HostRequest, Installation, InventoryDelta, InviteHostRequest, ListAuthoritiesRequest,
+    PlanRequest, Policy, PrepareAuthorityRequest, RotateRequest, RotationAction, RotationRequest,
+    RotationState, Selection, StatusRequest, TaintAuthorityRequest, TargetState, Usage,
 };
-use reseal_tests::product::Binaries;
 use reseal_tests::wire::{
     Coordinator, Operator, Puppet, Settings, an_ack, an_order, ask, csr, installation, inventory, open_token,
 };
@@ -29,19 +27,8 @@ use tonic::transport::Channel;
 /// Connections of one address that wait for TLS, and its handshakes at a time.
 const CONNECTIONS: usize = 2_048;
 
-fn runtime() -> tokio::runtime::Runtime {
-    reseal_proto::channel::install_crypto();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-}
-
 async fn started() -> Result<Coordinator> {
-    let settings = Settings {
-        program: Binaries::built()?.reseal,
-        fleet: "bounds".into(),
-        log_level: "warn".into(),
-        tracing: None,
-    };
-    Coordinator::start(settings).await
+    Coordinator::start(Settings { log_level: "warn".into(), ..ask::as_released()? }).await
 }
 
 /// The answer was a no of this kind, in words that name what was too much.
@@ -52,18 +39,12 @@ fn refused<T>(what: &str, answer: Result<T, tonic::Status>, code: Code, words: &
 }
 
 fn rotation(key: u8) -> RotateRequest {
-    RotateRequest {
-        selection: Some(Selection { hosts: vec!["h1".into()], ..Selection::default() }),
-        reason: "test".into(),
-        on_failure: OnFailure::Rollback.into(),
-        idempotency_key: vec![key; 16],
-        ..RotateRequest::default()
-    }
+    ask::of_hosts("h1", "", key)
 }
 
 #[test]
 fn what_an_operator_may_say_is_bounded() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let mut operator = coordinator.operator().await?;
         let no = Code::InvalidArgument;
@@ -127,7 +108,7 @@ fn what_an_operator_may_say_is_bounded() -> Result<()> {
 
 #[test]
 fn lists_are_bounded() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let mut operator = coordinator.operator().await?;
         let no = Code::ResourceExhausted;
@@ -199,7 +180,7 @@ async fn fill<F: Future<Output = Result<(), tonic::Status>>>(
 
 #[test]
 fn a_greedy_address_does_not_keep_others_out() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let address = coordinator.address().parse()?;
         let greedy = IpAddr::from(Ipv4Addr::new(127, 0, 0, 9));
@@ -229,7 +210,7 @@ fn a_greedy_address_does_not_keep_others_out() -> Result<()> {
 
 #[test]
 fn a_flood_of_bad_enrolments_is_counted_and_slows_nobody() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let mut operator = coordinator.operator().await?;
         let mut good = Puppet::enrol(&coordinator, "good", 1).await?;
@@ -269,11 +250,11 @@ fn a_flood_of_bad_enrolments_is_counted_and_slows_nobody() -> Result<()> {
         good.serve(&mut session).await.context("the flood kept a good host waiting")?;
         let refused: usize = flood.join_all().await.into_iter().sum();
         ensure!(refused == 2_000, "{refused} of 2000 were refused");
-        let mut entries = operator.list_audit(ListAuditRequest::default()).await?.into_inner();
-        let mut audited = 0;
-        while let Some(entry) = entries.message().await? {
-            audited += usize::from(entry.action == "host.enrol" && entry.outcome == "refused");
-        }
+        let entries = ask::audit(&mut operator).await?;
+        let audited = entries
+            .iter()
+            .filter(|(action, outcome, _)| action == "host.enrol" && outcome == "refused")
+            .count();
         ensure!((1..1_000).contains(&audited), "{audited} of 2000 are audited");
         Ok(())
     })
@@ -281,7 +262,7 @@ fn a_flood_of_bad_enrolments_is_counted_and_slows_nobody() -> Result<()> {
 
 #[test]
 fn a_removed_host_leaves_nothing_and_comes_back_clean() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let mut operator = coordinator.operator().await?;
         let big = Puppet::enrol(&coordinator, "h1", 0).await?;
@@ -319,7 +300,7 @@ fn a_removed_host_leaves_nothing_and_comes_back_clean() -> Result<()> {
 
 #[test]
 fn authorities_are_bounded() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let mut operator = coordinator.operator().await?;
         let there =
@@ -341,7 +322,7 @@ fn authorities_are_bounded() -> Result<()> {
 
 #[test]
 fn rotations_and_their_rows_are_bounded() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let mut operator = coordinator.operator().await?;
         let mut puppet = Puppet::enrol(&coordinator, "h1", 101).await?;
@@ -390,12 +371,9 @@ fn rotations_and_their_rows_are_bounded() -> Result<()> {
 
 #[test]
 fn excluded_hosts_are_bounded() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
-        let mut operator = coordinator.operator().await?;
-        let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
-        let mut session = puppet.connect().await?;
-        puppet.serve(&mut session).await?;
+        let (mut operator, _puppet, session) = ask::one_host(&coordinator, 1).await?;
         drop(session);
         // Every host may join a rotation away from an issuer.
         let id = operator.rotate(ask::from_a("100%")).await?.into_inner().id;
@@ -422,7 +400,7 @@ fn excluded_hosts_are_bounded() -> Result<()> {
 
 #[test]
 fn connections_without_a_certificate_are_bounded() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let token = open_token(&coordinator.invite("h1", 0).await?)?;
         let config = channel::client_config(Trust::Pin(token.ca_pin[..].try_into()?), None)?;
@@ -460,12 +438,9 @@ fn connections_without_a_certificate_are_bounded() -> Result<()> {
 
 #[test]
 fn streams_and_exports_are_bounded() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
-        let mut operator = coordinator.operator().await?;
-        let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
-        let mut session = puppet.connect().await?;
-        puppet.serve(&mut session).await?;
+        let (mut operator, _puppet, session) = ask::one_host(&coordinator, 1).await?;
         drop(session);
         let id = operator.rotate(rotation(1)).await?.into_inner().id;
         let request = || RotationRequest { id: id.clone() };
@@ -521,7 +496,7 @@ fn streams_and_exports_are_bounded() -> Result<()> {
 
 #[test]
 fn a_stream_without_hello_ends() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
         let channel = channel::connect(&coordinator.address(), puppet.identity.tls()?).await?;
@@ -537,7 +512,7 @@ fn a_stream_without_hello_ends() -> Result<()> {
 
 #[test]
 fn a_result_may_be_signed_by_the_identity_before() -> Result<()> {
-    runtime().block_on(async {
+    ask::runtime().block_on(async {
         let coordinator = started().await?;
         let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
         let mut session = puppet.connect().await?;

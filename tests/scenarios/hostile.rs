@@ -12,7 +12,7 @@ use reseal_proto::v1::{
     AgentMessage, BatchResult, CsrBatch, EnrolRequest, Order, Progress, RotationState, TargetState,
 };
 use reseal_tests::invariants::nothing_stuck;
-use reseal_tests::wire::ask::{audit, code, in_state, of_hosts, runtime, settings, show, until};
+use reseal_tests::wire::ask::{audit, code, in_state, of_hosts, one_host, runtime, settings, show, until};
 use reseal_tests::wire::{Coordinator, Identity, Puppet, Session, an_ack, an_order, chains, csr, open_token};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -90,10 +90,7 @@ fn ten_thousand_requests_get_a_handful_of_certificates() -> Result<()> {
 fn evidence_that_is_replayed_changes_nothing() -> Result<()> {
     runtime().block_on(async {
         let coordinator = Coordinator::start(settings()?).await?;
-        let mut operator = coordinator.operator().await?;
-        let mut puppet = Puppet::enrol(&coordinator, "h1", 1).await?;
-        let mut session = puppet.connect().await?;
-        puppet.serve(&mut session).await?;
+        let (mut operator, mut puppet, mut session) = one_host(&coordinator, 1).await?;
         let first = operator.rotate(of_hosts("h1", "100%", 1)).await?.into_inner().id;
         let order = session.next_that(an_order).await?;
         puppet.obtain(&mut session, &order).await?;

@@ -12,7 +12,7 @@ use reseal_proto::v1::{
     TargetState, Usage,
 };
 use reseal_tests::invariants::{Ledger, nothing_stuck};
-use reseal_tests::wire::ask::{from_a, in_state, of_hosts, runtime, settings, show, until};
+use reseal_tests::wire::ask::{from_a, in_state, of_hosts, one_host, runtime, settings, show, until};
 use reseal_tests::wire::{Coordinator, Operator, Puppet, Session, an_order, chains, now};
 use tonic::Code;
 
@@ -58,10 +58,7 @@ fn all_refused(issued: &[Issued]) -> Result<String> {
 fn of_rotations_that_race_for_a_target_one_is_ordered() -> Result<()> {
     runtime().block_on(async {
         let coordinator = Coordinator::start(settings()?).await?;
-        let operator = coordinator.operator().await?;
-        let mut puppet = Puppet::enrol(&coordinator, "h1", 2).await?;
-        let mut session = puppet.connect().await?;
-        puppet.serve(&mut session).await?;
+        let (operator, mut puppet, mut session) = one_host(&coordinator, 2).await?;
         let race: Vec<_> = (0..8_u8)
             .map(|key| {
                 let mut operator = operator.clone();
@@ -115,10 +112,7 @@ fn a_rotation_over_a_renewal_that_is_under_way() -> Result<()> {
 fn a_policy_that_changes_in_the_middle_counts_for_the_next_request() -> Result<()> {
     runtime().block_on(async {
         let coordinator = Coordinator::start(settings()?).await?;
-        let mut operator = coordinator.operator().await?;
-        let mut puppet = Puppet::enrol(&coordinator, "h1", 2).await?;
-        let mut session = puppet.connect().await?;
-        puppet.serve(&mut session).await?;
+        let (mut operator, mut puppet, mut session) = one_host(&coordinator, 2).await?;
         let id = operator.rotate(from_a("100%")).await?.into_inner().id;
         let order = session.next_that(an_order).await?;
         operator.remove_policy(RemovePolicyRequest { name: "wire".into() }).await?;
@@ -143,10 +137,7 @@ fn a_policy_that_changes_in_the_middle_counts_for_the_next_request() -> Result<(
 fn nothing_is_issued_by_an_authority_that_is_tainted_in_the_middle() -> Result<()> {
     runtime().block_on(async {
         let coordinator = Coordinator::start(settings()?).await?;
-        let mut operator = coordinator.operator().await?;
-        let mut puppet = Puppet::enrol(&coordinator, "h1", 2).await?;
-        let mut session = puppet.connect().await?;
-        puppet.serve(&mut session).await?;
+        let (mut operator, mut puppet, mut session) = one_host(&coordinator, 2).await?;
         // From a to a: nobody knows yet.
         let id = operator.rotate(of_hosts("h1", "100%", 1)).await?.into_inner().id;
         let order = session.next_that(an_order).await?;

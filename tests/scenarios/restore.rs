@@ -4,37 +4,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use reseal_proto::v1::{
-    AddOperatorRequest, BanHostRequest, HostRequest, ListAuditRequest, RemoveOperatorRequest, RotateRequest,
-    RotationRequest, RotationState, Selection, StatusRequest,
+    AddOperatorRequest, BanHostRequest, HostRequest, RemoveOperatorRequest, RotationRequest, RotationState,
+    StatusRequest,
 };
 use reseal_tests::process::run;
-use reseal_tests::product::Binaries;
-use reseal_tests::wire::{Coordinator, Identity, Puppet, Settings, csr, open_token};
+use reseal_tests::wire::ask::{as_released, audit, code, of_hosts, runtime};
+use reseal_tests::wire::{Coordinator, Identity, Puppet, csr, open_token};
 use tonic::Code;
-
-fn runtime() -> tokio::runtime::Runtime {
-    reseal_proto::channel::install_crypto();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-}
-
-async fn started() -> Result<Coordinator> {
-    let settings = Settings {
-        program: Binaries::built()?.reseal,
-        fleet: "restored".into(),
-        log_level: "info".into(),
-        tracing: None,
-    };
-    Coordinator::start(settings).await
-}
-
-fn code(error: &anyhow::Error) -> Option<Code> {
-    error.chain().find_map(|cause| cause.downcast_ref::<tonic::Status>()).map(tonic::Status::code)
-}
 
 #[test]
 fn nobody_who_was_shut_out_comes_back_with_an_export() -> Result<()> {
     runtime().block_on(async {
-        let mut coordinator = started().await?;
+        let mut coordinator = Coordinator::start(as_released()?).await?;
         let mut operator = coordinator.operator().await?;
         let mut good = Puppet::enrol(&coordinator, "good", 1).await?;
         let mut session = good.connect().await?;
@@ -44,13 +25,7 @@ fn nobody_who_was_shut_out_comes_back_with_an_export() -> Result<()> {
         let bob = AddOperatorRequest { name: "bob".into(), role: "admin".into(), csr: request.der };
         operator.add_operator(bob).await?;
         let token = open_token(&coordinator.invite("late", 3600).await?)?;
-        let rotation = RotateRequest {
-            selection: Some(Selection { hosts: vec!["good".into()], ..Selection::default() }),
-            reason: "test".into(),
-            idempotency_key: vec![1; 16],
-            ..RotateRequest::default()
-        };
-        let id = operator.rotate(rotation).await?.into_inner().id;
+        let id = operator.rotate(of_hosts("good", "", 1)).await?.into_inner().id;
         let epoch = operator.status(StatusRequest {}).await?.into_inner().epoch;
 
         let home = coordinator.data().parent().context("it has a home")?.to_owned();
@@ -123,7 +98,7 @@ fn nobody_who_was_shut_out_comes_back_with_an_export() -> Result<()> {
 #[test]
 fn a_coordinator_from_the_past_says_so() -> Result<()> {
     runtime().block_on(async {
-        let coordinator = started().await?;
+        let coordinator = Coordinator::start(as_released()?).await?;
         let mut operator = coordinator.operator().await?;
         let agent = Puppet::enrol(&coordinator, "h1", 1).await?;
         let epoch = operator.status(StatusRequest {}).await?.into_inner().epoch;
@@ -134,11 +109,11 @@ fn a_coordinator_from_the_past_says_so() -> Result<()> {
             ensure!(format!("{refused:#}").contains("store import"), "{refused:#}");
         }
         ensure!(coordinator.log().contains("older copy"), "{}", coordinator.log());
-        let mut entries = operator.list_audit(ListAuditRequest::default()).await?.into_inner();
-        let mut refused = 0;
-        while let Some(entry) = entries.message().await? {
-            refused += usize::from(entry.action == "host.session" && entry.outcome == "refused");
-        }
+        let entries = audit(&mut operator).await?;
+        let refused = entries
+            .iter()
+            .filter(|(action, outcome, _)| action == "host.session" && outcome == "refused")
+            .count();
         // Twice a minute, and a minute may have passed in between.
         ensure!((2..=4).contains(&refused), "{refused} of 5 are audited");
         // One that knows no later epoch is welcome.

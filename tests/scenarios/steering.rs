@@ -1,34 +1,20 @@
 //! Steering a rotation while it runs: hosts taken out, another pace, ends that
 //! nothing can prove any more. The coordinator is real, the agents are clients.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context as _, Result, ensure};
 use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::{
-    ControlRotationRequest, CsrBatch, ExcludeHostRequest, ListAuditRequest, Order, PaceRotationRequest,
-    PlanRequest, RotateRequest, Rotation, RotationAction, RotationRequest, RotationState, Selection,
-    TargetState,
+    ControlRotationRequest, CsrBatch, ExcludeHostRequest, Order, PaceRotationRequest, PlanRequest, Rotation,
+    RotationAction, RotationState, TargetState,
 };
 use reseal_tests::process::run;
-use reseal_tests::product::Binaries;
-use reseal_tests::wire::{Coordinator, Operator, Puppet, Session, Settings, an_order, chains};
+use reseal_tests::wire::ask::{as_released, audit, from_a, of_hosts, runtime, shown};
+use reseal_tests::wire::{Coordinator, Operator, Puppet, Session, an_order, chains};
 use tonic::Code;
-
-fn runtime() -> tokio::runtime::Runtime {
-    reseal_proto::channel::install_crypto();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-}
 
 /// A coordinator, and hosts that each have one certificate of `a`.
 async fn fleet(hosts: &[&str]) -> Result<(Coordinator, Vec<(Puppet, Session)>)> {
-    let coordinator = Coordinator::start(Settings {
-        program: Binaries::built()?.reseal,
-        fleet: "steering".into(),
-        log_level: "info".into(),
-        tracing: None,
-    })
-    .await?;
+    let coordinator = Coordinator::start(as_released()?).await?;
     let mut all = Vec::new();
     for host in hosts {
         let mut puppet = Puppet::enrol(&coordinator, host, 1).await?;
@@ -39,41 +25,8 @@ async fn fleet(hosts: &[&str]) -> Result<(Coordinator, Vec<(Puppet, Session)>)> 
     Ok((coordinator, all))
 }
 
-fn rotate(selection: Selection, waves: &str, key: u8) -> RotateRequest {
-    RotateRequest {
-        selection: Some(selection),
-        reason: "test".into(),
-        waves: waves.into(),
-        idempotency_key: vec![key; 16],
-        ..RotateRequest::default()
-    }
-}
-
-fn from_a() -> Selection {
-    Selection { compromised_issuer: "a".into(), ..Selection::default() }
-}
-
-/// Looks until the rotation is as wanted.
-async fn shown(operator: &Operator, id: &str, wanted: impl Fn(&Rotation) -> bool) -> Result<Rotation> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let request = RotationRequest { id: id.into() };
-        let shown = operator.clone().show_rotation(request).await?.into_inner();
-        if wanted(&shown) {
-            return Ok(shown);
-        }
-        ensure!(Instant::now() < deadline, "it did not get there: {shown:#?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn audited(operator: &mut Operator, action: &str) -> Result<usize> {
-    let mut entries = operator.list_audit(ListAuditRequest::default()).await?.into_inner();
-    let mut number = 0;
-    while let Some(entry) = entries.message().await? {
-        number += usize::from(entry.action == action);
-    }
-    Ok(number)
+async fn audited(operator: &mut Operator, wanted: &str) -> Result<usize> {
+    Ok(audit(operator).await?.iter().filter(|(action, ..)| action == wanted).count())
 }
 
 fn number(rotation: &Rotation, state: TargetState) -> u32 {
@@ -85,7 +38,7 @@ fn an_excluded_host_is_named_and_taken_in_again() -> Result<()> {
     runtime().block_on(async {
         let (coordinator, mut hosts) = fleet(&["h1", "h2", "h3"]).await?;
         let mut operator = coordinator.operator().await?;
-        let id = operator.rotate(rotate(from_a(), "1,100%", 1)).await?.into_inner().id;
+        let id = operator.rotate(from_a("1,100%")).await?.into_inner().id;
         let (mut silent, mut to_silent) = hosts.pop().context("three hosts")?;
         for (puppet, session) in &mut hosts {
             puppet.serve(session).await?;
@@ -102,7 +55,7 @@ fn an_excluded_host_is_named_and_taken_in_again() -> Result<()> {
         operator.exclude_host(request("h3")).await?;
         operator.exclude_host(request("h3")).await.context("said twice")?;
         ensure!(audited(&mut operator, "rotation.exclude").await? == 1, "audited once");
-        let left = shown(&operator, &id, |shown| shown.state() == RotationState::Trailing).await?;
+        let left = shown(&operator, &id, 30, |shown| shown.state() == RotationState::Trailing).await?;
         ensure!(number(&left, TargetState::Excluded) == 1 && number(&left, TargetState::Verified) == 2);
         let row = left.excluded.first().context("it is named")?;
         let why = row.failure.clone().unwrap_or_default();
@@ -122,7 +75,7 @@ fn an_excluded_host_is_named_and_taken_in_again() -> Result<()> {
 
         // What it shows is not replaced, and everybody says so.
         to_silent.send(silent.inventory()?).await?;
-        let plan = PlanRequest { selection: Some(from_a()), ..PlanRequest::default() };
+        let plan = PlanRequest { selection: from_a("").selection, ..PlanRequest::default() };
         let plan = operator.plan(plan).await?.into_inner();
         ensure!(plan.hosts.iter().any(|host| host.name == "h3"), "{plan:?}");
         ensure!(
@@ -149,7 +102,7 @@ fn an_excluded_host_is_named_and_taken_in_again() -> Result<()> {
         };
         operator.control_rotation(again).await?;
         silent.serve(&mut to_silent).await?;
-        let ended = shown(&operator, &id, |shown| shown.state() == RotationState::Completed).await?;
+        let ended = shown(&operator, &id, 30, |shown| shown.state() == RotationState::Completed).await?;
         ensure!(number(&ended, TargetState::Verified) == 3 && ended.excluded_hosts.is_empty(), "{ended:?}");
         ensure!(audited(&mut operator, "rotation.extend").await? == 0, "it joined by itself");
         Ok(())
@@ -161,7 +114,7 @@ fn another_pace_counts_for_what_is_not_ordered() -> Result<()> {
     runtime().block_on(async {
         let (coordinator, mut hosts) = fleet(&["h1", "h2", "h3", "h4"]).await?;
         let mut operator = coordinator.operator().await?;
-        let id = operator.rotate(rotate(from_a(), "1,100%", 1)).await?.into_inner().id;
+        let id = operator.rotate(from_a("1,100%")).await?.into_inner().id;
         let pace = |waves: &str, max_failures: &str| PaceRotationRequest {
             id: id.clone(),
             waves: waves.into(),
@@ -179,7 +132,7 @@ fn another_pace_counts_for_what_is_not_ordered() -> Result<()> {
         // One host after the other, each in its own wave.
         for (at, (puppet, session)) in hosts.iter_mut().enumerate() {
             let wave = u32::try_from(at + 1)?;
-            let now = shown(&operator, &id, |shown| shown.wave == wave).await?;
+            let now = shown(&operator, &id, 30, |shown| shown.wave == wave).await?;
             ensure!(number(&now, TargetState::Pending) == 3 - u32::try_from(at)?, "{now:?}");
             if wave == 4 {
                 let late = operator.pace_rotation(pace("100%", "")).await.err().context("all are ordered")?;
@@ -187,7 +140,7 @@ fn another_pace_counts_for_what_is_not_ordered() -> Result<()> {
             }
             puppet.serve(session).await?;
         }
-        shown(&operator, &id, |shown| shown.state() == RotationState::Completed).await?;
+        shown(&operator, &id, 30, |shown| shown.state() == RotationState::Completed).await?;
         let ended = operator.pace_rotation(pace("", "5")).await.err().context("it has ended")?;
         ensure!(ended.code() == Code::FailedPrecondition, "{ended}");
         ensure!(audited(&mut operator, "rotation.pace").await? == 1);
@@ -201,18 +154,17 @@ fn what_was_renewed_since_is_not_waited_for() -> Result<()> {
         let (coordinator, mut hosts) = fleet(&["h1"]).await?;
         let mut operator = coordinator.operator().await?;
         let (mut puppet, mut session) = hosts.pop().context("a host")?;
-        let by_host = || Selection { hosts: vec!["h1".into()], ..Selection::default() };
-        let first = operator.rotate(rotate(by_host(), "100%", 1)).await?.into_inner().id;
+        let first = operator.rotate(of_hosts("h1", "100%", 1)).await?.into_inner().id;
         let order = session.next_that(an_order).await?;
         puppet.obtain(&mut session, &order).await?;
         puppet.report(&mut session, &order, TargetState::Unserved).await?;
-        let waits = shown(&operator, &first, |shown| shown.state() == RotationState::Trailing).await?;
+        let waits = shown(&operator, &first, 30, |shown| shown.state() == RotationState::Trailing).await?;
         ensure!(waits.unserved.iter().all(|row| row.next.contains("start its container")), "{waits:?}");
-        let second = operator.rotate(rotate(by_host(), "100%", 2)).await?.into_inner().id;
+        let second = operator.rotate(of_hosts("h1", "100%", 2)).await?.into_inner().id;
         puppet.serve(&mut session).await?;
-        shown(&operator, &second, |shown| shown.state() == RotationState::Completed).await?;
+        shown(&operator, &second, 30, |shown| shown.state() == RotationState::Completed).await?;
         // Long before its deadline, and not as if it had been proved.
-        let ended = shown(&operator, &first, |shown| shown.state() == RotationState::Expired).await?;
+        let ended = shown(&operator, &first, 30, |shown| shown.state() == RotationState::Expired).await?;
         ensure!(
             number(&ended, TargetState::Unserved) == 1 && ended.note.contains("renewed since"),
             "{ended:?}"

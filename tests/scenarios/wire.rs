@@ -10,7 +10,7 @@ use reseal_proto::v1::{
     RotationAction, RotationRequest, RotationState, TargetState, Usage,
 };
 use reseal_tests::product::rotate;
-use reseal_tests::wire::ask::{audit, code, from_a, in_state, runtime, settings, show, until};
+use reseal_tests::wire::ask::{audit, code, from_a, in_state, one_host, runtime, settings, show, until};
 use reseal_tests::wire::{
     Collector, Coordinator, Identity, Puppet, Settings, an_ack, an_order, chains, csr, facts_of,
     installation, inventory, now, open_token,
@@ -268,10 +268,7 @@ fn an_absent_host_is_a_straggler_and_catches_up_by_itself() -> Result<()> {
 fn what_a_rotation_had_missed_joins_it() -> Result<()> {
     runtime().block_on(async {
         let coordinator = Coordinator::start(settings()?).await?;
-        let mut operator = coordinator.operator().await?;
-        let mut puppet = Puppet::enrol(&coordinator, "h1", 2).await?;
-        let mut session = puppet.connect().await?;
-        puppet.serve(&mut session).await?;
+        let (mut operator, mut puppet, mut session) = one_host(&coordinator, 2).await?;
         // One certificate of a is on the host, and the coordinator does not know of it.
         let hidden = puppet.held.pop().context("two installations")?;
         session.send(puppet.inventory()?).await?;

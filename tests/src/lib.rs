@@ -12,7 +12,6 @@
 //! - [`product`]: the coordinator, the agents and the command line, run as users run them.
 //! - [`world`]: all of it together, up to the moment when every certificate is issued.
 //! - [`wire`]: agents that are nothing but a client, so that they can misbehave; the simulator uses them too.
-//! - [`wrong_clock`]: a clock that is off, and is set while a program runs.
 //! - [`capture`]: traffic, captured and decrypted.
 //! - [`proof`]: what must hold after a rotation, and after a crash; [`invariants`] is the list for every fault.
 //! - [`fault`]: links that lose, clocks that are wrong, disks that fail.
@@ -43,4 +42,3 @@ pub mod services;
 pub mod simulation;
 pub mod wire;
 pub mod world;
-pub mod wrong_clock;

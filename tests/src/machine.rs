@@ -30,9 +30,6 @@ pub const FLEET: &[Need] = &[
 /// For scenarios that watch system calls.
 pub const STRACE: &[Need] = &[("strace", &["strace"])];
 
-/// For scenarios with wrong clocks.
-pub const FAKETIME: &[Need] = &[("faketime", &["faketime"])];
-
 /// For scenarios that capture and decrypt traffic.
 pub const CAPTURE: &[Need] = &[("tcpdump", &["tcpdump"]), ("tshark", &["tshark"])];
 

@@ -61,8 +61,8 @@ impl Clock {
     }
 }
 
-/// Debian keeps it in a directory named after the machine's kind.
+/// Debian keeps it in a directory named after the machine's kind; the one for programs with threads.
 fn library() -> Option<PathBuf> {
     let kinds = std::fs::read_dir("/usr/lib").ok()?;
-    kinds.flatten().map(|kind| kind.path().join("faketime/libfaketime.so.1")).find(|path| path.is_file())
+    kinds.flatten().map(|kind| kind.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.is_file())
 }

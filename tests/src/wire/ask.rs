@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use reseal_proto::v1::{
     ListAuditRequest, RotateRequest, Rotation, RotationRequest, RotationState, Selection,
 };
 use tonic::Code;
 
-use super::{Operator, Settings};
+use super::{Coordinator, Operator, Puppet, Session, Settings};
 use crate::product::Binaries;
 
 /// For one scenario.
@@ -19,19 +19,32 @@ pub fn runtime() -> tokio::runtime::Runtime {
 
 /// A coordinator with fail points.
 pub fn settings() -> Result<Settings> {
-    Ok(Settings {
-        program: Binaries::with_fail_points()?.reseal,
-        fleet: "wire".into(),
-        log_level: "info".into(),
-        tracing: None,
-    })
+    Ok(of(Binaries::with_fail_points()?))
+}
+
+/// A coordinator as users get it.
+pub fn as_released() -> Result<Settings> {
+    Ok(of(Binaries::built()?))
+}
+
+fn of(binaries: Binaries) -> Settings {
+    Settings { program: binaries.reseal, fleet: "wire".into(), log_level: "info".into(), tracing: None }
+}
+
+/// A host "h1" with this many certificates of the authority that is active.
+pub async fn one_host(coordinator: &Coordinator, certificates: usize) -> Result<(Operator, Puppet, Session)> {
+    let operator = coordinator.operator().await?;
+    let mut puppet = Puppet::enrol(coordinator, "h1", certificates).await?;
+    let mut session = puppet.connect().await?;
+    puppet.serve(&mut session).await.context("the first certificates")?;
+    Ok((operator, puppet, session))
 }
 
 /// Looks until something is there.
-pub async fn until<T, F: Future<Output = Result<Option<T>>>>(
+pub async fn until<T>(
     what: &str,
     seconds: u64,
-    mut look: impl FnMut() -> F,
+    mut look: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     loop {
@@ -73,13 +86,26 @@ pub async fn show(operator: &mut Operator, id: &str) -> Result<Rotation> {
     Ok(operator.show_rotation(RotationRequest { id: id.into() }).await?.into_inner())
 }
 
+/// Waits until a rotation is as wanted.
+pub async fn shown(
+    operator: &Operator,
+    id: &str,
+    seconds: u64,
+    wanted: impl Fn(&Rotation) -> bool,
+) -> Result<Rotation> {
+    let mut last = Rotation::default();
+    let looked = until("a rotation as wanted", seconds, async || {
+        last = show(&mut operator.clone(), id).await?;
+        Ok(wanted(&last).then_some(()))
+    });
+    looked.await.with_context(|| format!("{id} did not get there: {last:#?}"))?;
+    Ok(last)
+}
+
 /// Waits until a rotation is in a state.
 pub async fn in_state(operator: &Operator, id: &str, state: RotationState) -> Result<Rotation> {
-    until(&format!("{id} {}", state.as_str_name()), 60, || {
-        let (mut operator, id) = (operator.clone(), id.to_owned());
-        async move { Ok(Some(show(&mut operator, &id).await?).filter(|shown| shown.state() == state)) }
-    })
-    .await
+    let found = shown(operator, id, 60, |shown| shown.state() == state).await;
+    found.with_context(|| format!("it is not {}", state.as_str_name()))
 }
 
 /// Action, outcome and detail of every audit entry, oldest first.
