@@ -166,10 +166,7 @@ impl Metrics {
             let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
             self.hosts.set(number(state.hosts.values().filter(|host| host.state.is_some()).count()));
             self.installations.set(state.hosts.values().map(|host| i64::from(host.installations)).sum());
-            let running = state.rotations.values().filter(|rotation| {
-                rotation.revision != 0 && !crate::domain::rotation::is_end(rotation.state)
-            });
-            let running: Vec<_> = running.collect();
+            let running: Vec<_> = state.rotations.values().filter(|rotation| rotation.is_open()).collect();
             self.rotations.set(number(running.len()));
             let unserved = running.iter().flat_map(|rotation| rotation.batches.values());
             self.unserved.set(unserved.map(|batch| i64::from(batch.counts.of(TargetState::Unserved))).sum());

@@ -67,9 +67,7 @@ fn due(turn: &Turn<'_>) -> Vec<Due> {
         .iter()
         // A rotation whose batches are not all in the projection yet would look further than it is.
         .filter(|(_, rotation)| {
-            rotation.revision != 0
-                && !rotation::is_end(rotation.state)
-                && rotation.batches.len() >= rotation.record.batches as usize
+            rotation.is_open() && rotation.batches.len() >= rotation.record.batches as usize
         })
         .map(|(number, rotation)| {
             let record = &rotation.record;

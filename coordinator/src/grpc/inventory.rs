@@ -16,7 +16,7 @@ use self::bounds::{CHUNK, CHUNK_BYTES, Reported, Taken};
 use super::convert::status;
 use crate::domain::Now;
 use crate::store::record::Inventory;
-use crate::store::{Commit, Store, keys};
+use crate::store::{Commit, Store, Versioned, keys};
 
 /// Chunks written in one commit, beside the head.
 const GROUP: usize = 12;
@@ -49,7 +49,7 @@ impl Inventories {
 
     /// Digest of the inventory on record; empty when there is none.
     pub(crate) async fn digest(&self, host: &str) -> Result<Vec<u8>, Status> {
-        Ok(self.head(host).await?.unwrap_or_default().digest)
+        Ok(self.head(host).await?.map(|head| head.value.digest).unwrap_or_default())
     }
 
     /// Applies a delta; false when it does not fit what is on record and the whole is wanted.
@@ -81,8 +81,10 @@ impl Inventories {
     /// and who writes more than one commit claims the head first.
     pub(crate) async fn merge(&self, host: &str, delta: &InventoryDelta) -> Result<Option<Commit>, Status> {
         let key = keys::inventory(host, 0);
-        let head = self.store.get::<Head>(&key).await.map_err(|error| status(&error))?;
-        let (revision, head) = head.map_or((None, Head::default()), |head| (Some(head.revision), head.value));
+        let (revision, head) = match self.head(host).await? {
+            Some(Versioned { revision, value }) => (Some(revision), value),
+            None => (None, Head::default()),
+        };
         let mut installations: BTreeMap<String, Installation> = BTreeMap::new();
         let mut old = Vec::new();
         if !delta.base_digest.is_empty() {
@@ -140,9 +142,8 @@ impl Inventories {
         self.store.commit(commit).await.map_err(|error| status(&error))
     }
 
-    async fn head(&self, host: &str) -> Result<Option<Head>, Status> {
-        let head = self.store.get::<Head>(&keys::inventory(host, 0)).await.map_err(|error| status(&error))?;
-        Ok(head.map(|head| head.value))
+    async fn head(&self, host: &str) -> Result<Option<Versioned<Head>>, Status> {
+        self.store.get::<Head>(&keys::inventory(host, 0)).await.map_err(|error| status(&error))
     }
 }
 

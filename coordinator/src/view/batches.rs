@@ -170,6 +170,11 @@ impl RotationView {
         }
     }
 
+    /// Is it on record, and not at an end?
+    pub fn is_open(&self) -> bool {
+        self.revision != 0 && !rotation::is_end(self.state)
+    }
+
     /// Takes a record; keeps the batches.
     pub(super) fn take_record(&mut self, record: Rotation, revision: u64) {
         self.state = record.state();

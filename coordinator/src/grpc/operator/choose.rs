@@ -11,6 +11,7 @@ use crate::domain::waves::Waves;
 use crate::grpc::convert::{chain, status};
 use crate::store::record::{Authority, Host, HostState, Inventory};
 use crate::store::{StoreError, Versioned, keys};
+use crate::view::RotationView;
 
 /// A host with the installations that are meant.
 pub(super) struct Chosen {
@@ -194,24 +195,20 @@ impl OperatorService {
     /// A rotation that is not at an end, if there is one.
     pub(super) fn open_rotation(&self) -> Option<String> {
         let state = self.view.read();
-        let mut open = state.rotations.iter().filter(|(_, rotation)| {
-            rotation.revision != 0 && !crate::domain::rotation::is_end(rotation.state)
-        });
-        open.next().map(|(number, _)| format!("r{number}"))
+        let mut all = state.rotations.iter();
+        all.find(|(_, rotation)| rotation.is_open()).map(|(number, _)| format!("r{number}"))
     }
 
     /// How many rotations have not ended.
     pub(super) fn open_rotations(&self) -> usize {
-        let state = self.view.read();
-        let all = state.rotations.values();
-        all.filter(|view| view.revision != 0 && !crate::domain::rotation::is_end(view.state)).count()
+        self.view.read().rotations.values().filter(|rotation| rotation.is_open()).count()
     }
 
     pub(super) fn is_open(&self, rotation: &str) -> bool {
         let state = self.view.read();
-        crate::view::rotation_number(rotation).and_then(|number| state.rotations.get(&number)).is_some_and(
-            |rotation| rotation.revision != 0 && !crate::domain::rotation::is_end(rotation.state),
-        )
+        crate::view::rotation_number(rotation)
+            .and_then(|number| state.rotations.get(&number))
+            .is_some_and(RotationView::is_open)
     }
 }
 

@@ -33,7 +33,6 @@ use super::auth::{self, Caller, OperatorRole};
 use super::convert::status;
 use crate::domain::Now;
 use crate::domain::allowance::Allowance;
-use crate::domain::rotation as machine;
 use crate::domain::selection::Selection as Chosen;
 use crate::issuance::Issuance;
 use crate::issuance::control::ControlPlane;
@@ -159,13 +158,7 @@ impl Operator for OperatorService {
             hosts: number(state.hosts.values().filter(|host| host.state.is_some()).count()),
             hosts_connected: number(self.presence.count()),
             installations: state.hosts.values().map(|host| host.installations).sum(),
-            rotations_running: number(
-                state
-                    .rotations
-                    .values()
-                    .filter(|rotation| rotation.revision != 0 && !machine::is_end(rotation.state))
-                    .count(),
-            ),
+            rotations_running: number(state.rotations.values().filter(|rotation| rotation.is_open()).count()),
             anchor: self.control.anchor().to_vec(),
             operator: caller.name,
             role: caller.role.word().into(),
