@@ -229,7 +229,13 @@ pub fn message(installation: &Installation) -> v1::Installation {
         .consumers
         .iter()
         .flat_map(|consumer| &consumer.endpoints)
-        .map(|endpoint| v1::Endpoint { address: endpoint.address.clone(), sni: endpoint.sni.clone() })
+        .map(|endpoint| v1::Endpoint {
+            address: endpoint.address.clone(),
+            sni: endpoint.sni.clone(),
+            starttls: endpoint.starttls.name().to_owned(),
+            within: endpoint.within.as_ref().map(|within| within.container.clone()).unwrap_or_default(),
+            served: Vec::new(),
+        })
         .collect();
     endpoints.sort_by(|a, b| (&a.address, &a.sni).cmp(&(&b.address, &b.sni)));
     endpoints.dedup();
@@ -240,6 +246,7 @@ pub fn message(installation: &Installation) -> v1::Installation {
         image: consumer.image.clone(),
         running: consumer.running,
         reload: consumer.reload.to_string(),
+        program: consumer.program.clone(),
     });
     v1::Installation {
         id: installation.id.clone(),
@@ -252,6 +259,9 @@ pub fn message(installation: &Installation) -> v1::Installation {
         consumers: consumers.collect(),
         endpoints,
         certificate: installation.certificate.clone(),
+        management: installation.management.into(),
+        origin: v1::Origin::File.into(),
+        inference: None,
     }
 }
 

@@ -310,6 +310,7 @@ mod tests {
             container: "web".into(),
             container_id: "x".into(),
             image: String::new(),
+            program: String::new(),
             running: false,
             pid: 0,
             reload: Reload::Restart,

@@ -10,7 +10,7 @@ use x509_parser::oid_registry as oid;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use crate::v1::CertificateFacts;
+use crate::v1::{CertificateFacts, Installation, Management};
 
 /// A certificate larger than this is refused before it is parsed, bytes.
 pub const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
@@ -27,6 +27,16 @@ pub enum FactsError {
     /// Bytes behind the end.
     #[error("certificate is followed by {0} stray bytes")]
     Trailing(usize),
+}
+
+impl Installation {
+    /// Is it declared or adopted? Only then is it ever renewed.
+    pub fn is_managed(&self) -> bool {
+        match self.management() {
+            Management::Labels | Management::Configuration | Management::Adopted => true,
+            Management::Discovered => false,
+        }
+    }
 }
 
 /// SHA-256 of `bytes`.

@@ -4,6 +4,7 @@
 //! - [`identity`]: who is speaking: SPIFFE IDs of hosts, operators and the coordinator.
 //! - [`token`]: the one-time join token, as text.
 //! - [`facts`]: what an X.509 certificate says, as a message.
+//! - [`findings`]: every kind of finding, and its remedy.
 //! - [`channel`]: a gRPC channel to the coordinator over mutual TLS.
 //! - [`telemetry`]: logs, traces and the W3C trace context.
 //! - [`codec`]: protobuf with buffers for many quiet streams.
@@ -17,6 +18,7 @@ pub mod codec;
 pub mod error;
 pub mod facts;
 pub mod fail;
+pub mod findings;
 pub mod identity;
 pub mod telemetry;
 pub mod token;

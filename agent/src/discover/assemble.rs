@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use reseal_proto::v1::Finding;
+use reseal_proto::v1::{Finding, Management};
 
 use super::labels::{Certificate, Trust};
 use super::mounts::{self, Located};
@@ -94,7 +94,15 @@ impl Assembly {
             None => {
                 self.installations.insert(
                     id.clone(),
-                    Installation { id, label, wanted, place, consumers: vec![consumer], certificate: None },
+                    Installation {
+                        id,
+                        label,
+                        management: Management::Labels,
+                        wanted,
+                        place,
+                        consumers: vec![consumer],
+                        certificate: None,
+                    },
                 );
             }
             Some(known) if known.wanted == wanted && known.place == place => {
@@ -243,7 +251,12 @@ pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
             let own = container.addresses.iter().map(|address| SocketAddr::new(*address, port.port));
             let published = container.published.get(&port.port).into_iter().flatten();
             for address in own.chain(published.copied()) {
-                endpoints.push(Endpoint { address: address.to_string(), sni: port.sni.clone() });
+                endpoints.push(Endpoint {
+                    address: address.to_string(),
+                    sni: port.sni.clone(),
+                    starttls: port.starttls,
+                    within: None,
+                });
             }
         }
         endpoints.sort();
@@ -253,6 +266,7 @@ pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
         container: container.name.clone(),
         container_id: container.id.clone(),
         image: container.image.clone(),
+        program: programs::described(container),
         running: container.running,
         pid: container.pid,
         reload,
@@ -273,6 +287,7 @@ pub fn bundle_consumer(container: &Container) -> Consumer {
         container: container.name.clone(),
         container_id: container.id.clone(),
         image: container.image.clone(),
+        program: programs::described(container),
         running: container.running,
         pid: container.pid,
         reload: known.as_ref().map_or(Reload::None, |known| known.reload.clone()),

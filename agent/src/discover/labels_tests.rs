@@ -68,8 +68,8 @@ fn everything_that_can_be_said() {
     assert_eq!(
         certificate.verify,
         [
-            Port { port: 443, sni: "a.example.test".into() },
-            Port { port: 8443, sni: "api.example.test".into() }
+            Port { port: 443, sni: "a.example.test".into(), starttls: Starttls::None },
+            Port { port: 8443, sni: "api.example.test".into(), starttls: Starttls::None }
         ]
     );
     assert_eq!(declared.trusts[0].path, "/tls/ca.pem");

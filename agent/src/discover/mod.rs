@@ -17,9 +17,9 @@ pub mod watch;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use reseal_proto::v1::{CertificateFacts, Finding, Usage};
+use reseal_proto::v1::{CertificateFacts, Finding, Management, Usage};
 
-pub use values::{Command, Layout, Owner, Port, Reload, Signal};
+pub use values::{Command, Layout, Owner, Port, Reload, Signal, Starttls};
 
 use crate::key::KeyType;
 
@@ -68,7 +68,9 @@ pub struct Installation {
     pub id: String,
     /// "<container>/<certificate name>" of the first consumer.
     pub label: String,
-    /// What the labels ask for.
+    /// Who declared it; never `Discovered`.
+    pub management: Management,
+    /// What was declared.
     pub wanted: Wanted,
     /// Where it is.
     pub place: Place,
@@ -144,6 +146,8 @@ pub struct Consumer {
     pub container_id: String,
     /// For people.
     pub image: String,
+    /// The program that was recognised; empty when none was.
+    pub program: String,
     /// See [`Container::running`].
     pub running: bool,
     /// See [`Container::pid`].
@@ -159,12 +163,25 @@ pub struct Consumer {
 }
 
 /// An address that serves TLS.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// "address:port".
     pub address: String,
     /// The name to ask for; an IP address means no SNI.
     pub sni: String,
+    /// What is spoken before the handshake.
+    pub starttls: Starttls,
+    /// From where it is dialled; the host when absent.
+    pub within: Option<Within>,
+}
+
+/// A container from whose network something is dialled.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Within {
+    /// Its name.
+    pub container: String,
+    /// Of its PID 1 in the host's PID namespace.
+    pub pid: i32,
 }
 
 /// A trust bundle in a file.

@@ -169,6 +169,44 @@ impl FromStr for Signal {
     }
 }
 
+/// What is spoken on a connection before the TLS handshake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Starttls {
+    /// Nothing: TLS from the first byte.
+    #[default]
+    None,
+    /// STARTTLS of SMTP (RFC 3207).
+    Smtp,
+    /// STARTTLS of IMAP (RFC 9051, 6.2.1).
+    Imap,
+    /// STLS of POP3 (RFC 2595).
+    Pop3,
+    /// StartTLS of LDAP (RFC 4511, 4.14).
+    Ldap,
+    /// SSLRequest of the PostgreSQL protocol.
+    Postgres,
+    /// SSL request packet of the MySQL protocol.
+    Mysql,
+    /// AUTH TLS of FTP (RFC 4217).
+    Ftp,
+}
+
+impl Starttls {
+    /// As labels and messages write it; empty for none.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Smtp => "smtp",
+            Self::Imap => "imap",
+            Self::Pop3 => "pop3",
+            Self::Ldap => "ldap",
+            Self::Postgres => "postgres",
+            Self::Mysql => "mysql",
+            Self::Ftp => "ftp",
+        }
+    }
+}
+
 /// A container port that serves TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
@@ -176,6 +214,8 @@ pub struct Port {
     pub port: u16,
     /// The name asked for; an address means no SNI.
     pub sni: String,
+    /// What comes before the handshake.
+    pub starttls: Starttls,
 }
 
 impl FromStr for Command {

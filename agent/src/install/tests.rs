@@ -38,6 +38,7 @@ impl Bench {
             installation: Installation {
                 id: place.id(),
                 label: "web/site".into(),
+                management: reseal_proto::v1::Management::Labels,
                 wanted,
                 place,
                 consumers: Vec::new(),

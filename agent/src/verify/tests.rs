@@ -49,7 +49,11 @@ async fn serve(authority: &Authority, versions: Versions, client_auth: bool) -> 
     let (config, leaf) = server_config(authority, versions, client_auth);
     let config = Arc::new(std::sync::Mutex::new(Arc::new(config)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = Endpoint { address: listener.local_addr().unwrap().to_string(), sni: "a.test".into() };
+    let endpoint = Endpoint {
+        address: listener.local_addr().unwrap().to_string(),
+        sni: "a.test".into(),
+        ..Endpoint::default()
+    };
     let current = config.clone();
     let task = tokio::spawn(async move {
         loop {
@@ -115,7 +119,7 @@ async fn what_is_wrong_is_named() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = closed.local_addr().unwrap().to_string();
     drop(closed);
-    let gone = Endpoint { address, sni: "a.test".into() };
+    let gone = Endpoint { address, sni: "a.test".into(), ..Endpoint::default() };
     let result = look(&gone, expect(server.leaf, own.as_slice())).await;
     assert_eq!(code(result), "endpoint-unreachable");
 }

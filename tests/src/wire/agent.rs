@@ -176,9 +176,15 @@ pub fn installation(id: &str, name: &str, certificate: Option<CertificateFacts>)
             image: "service:1".into(),
             running: true,
             reload: "signal HUP".into(),
+            program: "service".into(),
         }],
-        endpoints: vec![Endpoint { address: "172.17.0.2:443".into(), sni: name.into() }],
+        endpoints: vec![Endpoint {
+            address: "172.17.0.2:443".into(),
+            sni: name.into(),
+            ..Endpoint::default()
+        }],
         certificate,
+        ..Installation::default()
     }
 }
 
