@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use crate::domain::{authority, rotation};
 use crate::store::record::{
-    Authority, AuthorityState, Counter, Host, HostState, Operator, Restored, Rotation,
+    Authority, AuthorityState, Counter, Host, HostState, Operator, Policy, Restored, Rotation,
 };
 use crate::store::{AuditDraft, Commit, Store, StoreError, Versioned, keys};
 
@@ -36,7 +36,7 @@ pub enum RestoreError {
         "no {kind} {name:?} is in this store; the names are in the list that the command prints without --yes"
     )]
     Unknown {
-        /// "host", "operator", "authority".
+        /// "host", "operator", "authority", "policy".
         kind: &'static str,
         /// As given.
         name: String,
@@ -64,6 +64,8 @@ pub struct Review {
     pub hosts: Vec<(String, Host)>,
     /// Everybody who may act.
     pub operators: Vec<(String, Operator)>,
+    /// What may be issued to whom.
+    pub policies: Vec<(String, Policy)>,
     /// All authorities.
     pub authorities: Vec<(String, AuthorityState)>,
     /// Rotations that had not ended.
@@ -77,6 +79,8 @@ pub struct Corrections {
     pub ban: Vec<String>,
     /// Operators to remove.
     pub remove_operators: Vec<String>,
+    /// Policies to remove.
+    pub remove_policies: Vec<String>,
     /// Authorities to taint.
     pub taint: Vec<String>,
 }
@@ -108,6 +112,11 @@ pub async fn review(store: &Store) -> Result<Review, RestoreError> {
             .into_iter()
             .map(|(name, operator)| (name, operator.value))
             .collect(),
+        policies: named::<Policy>(store, keys::POLICIES)
+            .await?
+            .into_iter()
+            .map(|(name, policy)| (name, policy.value))
+            .collect(),
         authorities: authorities
             .into_iter()
             .map(|(name, authority)| (name, authority.value.state()))
@@ -117,21 +126,23 @@ pub async fn review(store: &Store) -> Result<Review, RestoreError> {
 }
 
 /// Puts right what has changed since the export, and lets the store be served. Rotations that ran are paused. Killed
-/// in the middle, it may be said again, without the operators that are removed already.
+/// in the middle, it may be said again, without the operators and policies that are removed already.
 pub async fn confirm(store: &Store, corrections: &Corrections, now: i64) -> Result<(), RestoreError> {
     let restored = unconfirmed(store).await?;
     known::<Host>(store, "host", keys::HOSTS, &corrections.ban).await?;
     known::<Operator>(store, "operator", keys::OPERATORS, &corrections.remove_operators).await?;
+    known::<Policy>(store, "policy", keys::POLICIES, &corrections.remove_policies).await?;
     known::<Authority>(store, "authority", keys::AUTHORITIES, &corrections.taint).await?;
     for name in &corrections.ban {
         ban(store, name, now).await?;
     }
     for name in &corrections.remove_operators {
-        let key = keys::operator(name);
-        if store.get::<Operator>(&key).await?.is_some() {
-            let draft = draft(now, "operator.remove", format!("operator/{name}"));
-            store.commit(Commit::new().delete(&key).audit(draft)).await?;
-        }
+        let draft = draft(now, "operator.remove", format!("operator/{name}"));
+        store.commit(Commit::new().delete(keys::operator(name)).audit(draft)).await?;
+    }
+    for name in &corrections.remove_policies {
+        let draft = draft(now, "policy.remove", format!("policy/{name}"));
+        store.commit(Commit::new().delete(keys::policy(name)).audit(draft)).await?;
     }
     for name in &corrections.taint {
         taint(store, name, now).await?;
@@ -234,6 +245,7 @@ mod tests {
             .put(keys::host("h1"), &host)
             .put(keys::token("t1"), &token)
             .put(keys::operator("bob"), &Operator::default())
+            .put(keys::policy("wide"), &Policy { name: "wide".into(), ..Policy::default() })
             .put(keys::rotation("r7"), &rotation)
             .put(keys::ROTATIONS, &Counter { value: 7 })
             .put(keys::authority("a"), &active)
@@ -261,6 +273,7 @@ mod tests {
         let review = review(&store).await.unwrap();
         assert_eq!(review.exported_at, 99);
         assert_eq!((review.hosts.len(), review.operators.len(), review.rotations.len()), (1, 1, 1));
+        assert_eq!(review.policies.len(), 1);
 
         let typo = Corrections { ban: vec!["h11".into()], ..Corrections::default() };
         assert!(matches!(confirm(&store, &typo, 100).await, Err(RestoreError::Unknown { .. })));
@@ -269,6 +282,7 @@ mod tests {
         let corrections = Corrections {
             ban: vec!["h1".into()],
             remove_operators: vec!["bob".into()],
+            remove_policies: vec!["wide".into()],
             taint: vec!["a".into()],
         };
         confirm(&store, &corrections, 100).await.unwrap();
@@ -276,6 +290,7 @@ mod tests {
         let host = store.get::<Host>(&keys::host("h1")).await.unwrap().unwrap();
         assert_eq!(host.value.state(), HostState::Banned);
         assert!(store.get::<Operator>(&keys::operator("bob")).await.unwrap().is_none());
+        assert!(store.get::<Policy>(&keys::policy("wide")).await.unwrap().is_none());
         let authority = store.get::<Authority>(&keys::authority("a")).await.unwrap().unwrap();
         assert_eq!(authority.value.state(), AuthorityState::Tainted);
         let rotation = store.get::<Rotation>(&keys::rotation("r7")).await.unwrap().unwrap();

@@ -57,6 +57,9 @@ fn nobody_who_was_shut_out_comes_back_with_an_export() -> Result<()> {
         ensure!(names("hosts") == ["good", "late", "stolen"], "{review}");
         ensure!(names("operators") == ["alice", "bob"], "{review}");
         ensure!(names("rotations") == [id.clone()], "{review}");
+        ensure!(!names("policies").is_empty(), "{review}");
+        let detail = review["operators"][1]["detail"].as_str().unwrap_or_default();
+        ensure!(detail.contains("key ") && detail.len() > 64, "{review}");
         run(&mut coordinator.reseal(&[
             "store",
             "confirm-restore",

@@ -12,12 +12,13 @@ use super::when;
 use crate::domain::{authority, host, rotation};
 use crate::restore::{Corrections, Review};
 use crate::store::Store;
+use crate::store::record::{Host, Operator, Policy};
 
 /// What has changed since the export.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  reseal store confirm-restore --config reseal.toml          shows what came back, changes nothing\n  \
-    reseal store confirm-restore --config reseal.toml --ban web-3 --remove-operator mallory --taint a --yes"
+    reseal store confirm-restore --config reseal.toml --ban web-3 --remove-operator mallory --remove-policy wide --taint a --yes"
 )]
 pub(crate) struct ConfirmRestoreArgs {
     /// The coordinator's configuration; the coordinator must be stopped
@@ -29,6 +30,9 @@ pub(crate) struct ConfirmRestoreArgs {
     /// An operator that was removed after the export; repeat for more
     #[arg(long, value_name = "NAME")]
     remove_operator: Vec<String>,
+    /// A policy that was removed after the export; repeat for more
+    #[arg(long, value_name = "NAME")]
+    remove_policy: Vec<String>,
     /// An authority that was tainted after the export; repeat for more
     #[arg(long, value_name = "NAME")]
     taint: Vec<String>,
@@ -42,6 +46,7 @@ struct ReviewView {
     exported_at: Option<String>,
     hosts: Vec<Row>,
     operators: Vec<Row>,
+    policies: Vec<Row>,
     authorities: Vec<Row>,
     rotations: Vec<Row>,
 }
@@ -50,18 +55,26 @@ struct ReviewView {
 struct Row {
     name: String,
     state: String,
+    detail: String,
 }
 
-const COLUMNS: [Column<Row>; 2] =
-    [("NAME", |row| Piece::bold(&row.name)), ("STATE", |row| Piece::plain(&row.state))];
+const COLUMNS: [Column<Row>; 3] = [
+    ("NAME", |row| Piece::bold(&row.name)),
+    ("STATE", |row| Piece::plain(&row.state)),
+    ("DETAIL", |row| Piece::plain(&row.detail)),
+];
 
 /// Shows what came back; with `--yes` corrects and confirms it.
 pub(super) async fn run(context: &Context, args: ConfirmRestoreArgs) -> Result<Exit, CliError> {
     let config = super::server::load(&args.config)?;
     let store = Store::open(&config.data_dir, &config.name).map_err(anyhow::Error::from)?;
     if args.yes {
-        let corrections =
-            Corrections { ban: args.ban, remove_operators: args.remove_operator, taint: args.taint };
+        let corrections = Corrections {
+            ban: args.ban,
+            remove_operators: args.remove_operator,
+            remove_policies: args.remove_policy,
+            taint: args.taint,
+        };
         let confirmed = crate::restore::confirm(&store, &corrections, crate::app::now()).await;
         confirmed.map_err(anyhow::Error::from)?;
         super::done(context, "store.confirmed", &config.name, "store", "may be served now")?;
@@ -80,6 +93,7 @@ fn text(view: &ReviewView) -> Text {
     for (title, rows) in [
         ("Hosts that may speak", &view.hosts),
         ("Operators that may act", &view.operators),
+        ("Policies: which names a host may get", &view.policies),
         ("Authorities", &view.authorities),
         ("Rotations that had not ended; those that run will be paused", &view.rotations),
     ] {
@@ -88,22 +102,34 @@ fn text(view: &ReviewView) -> Text {
     text.line("").pieces([
         Piece::dim("Nothing was changed. Next: "),
         Piece::plain(
-            "the same command with --yes, and --ban, --remove-operator, --taint for what has to be so again",
+            "the same command with --yes, and --ban, --remove-operator, --remove-policy, --taint for what has to be so again",
         ),
     ])
 }
 
 impl From<Review> for ReviewView {
     fn from(review: Review) -> Self {
-        let row = |name: String, state: &str| Row { name, state: state.to_owned() };
+        let row = |name: String, state: &str| Row { name, state: state.to_owned(), detail: String::new() };
         Self {
             exported_at: when::rfc3339(review.exported_at),
             hosts: review
                 .hosts
                 .into_iter()
-                .map(|(name, record)| row(name, host::word(record.state())))
+                .map(|(name, record)| Row {
+                    detail: host_detail(&record),
+                    ..row(name, host::word(record.state()))
+                })
                 .collect(),
-            operators: review.operators.into_iter().map(|(name, record)| row(name, &record.role)).collect(),
+            operators: review
+                .operators
+                .into_iter()
+                .map(|(name, record)| Row { detail: operator_detail(&record), ..row(name, &record.role) })
+                .collect(),
+            policies: review
+                .policies
+                .into_iter()
+                .map(|(name, policy)| Row { detail: policy_detail(&policy), ..row(name, "set") })
+                .collect(),
             authorities: review
                 .authorities
                 .into_iter()
@@ -116,4 +142,24 @@ impl From<Review> for ReviewView {
                 .collect(),
         }
     }
+}
+
+fn host_detail(record: &Host) -> String {
+    when::rfc3339(record.enrolled_at).map(|at| format!("enrolled {at}")).unwrap_or_default()
+}
+
+/// Whose key it is can be told from its hash alone: a name may have been given anew.
+fn operator_detail(record: &Operator) -> String {
+    let added = when::rfc3339(record.added_at).unwrap_or_default();
+    let until = when::rfc3339(record.expires_at).unwrap_or_default();
+    format!("added {added}, until {until}, key {}", hex::encode(&record.spki_sha256))
+}
+
+fn policy_detail(policy: &Policy) -> String {
+    let listed =
+        |what: &str, list: &[String]| (!list.is_empty()).then(|| format!("{what} {}", list.join(",")));
+    let hosts = listed("hosts", &policy.hosts).unwrap_or_else(|| "every host".to_owned());
+    let labels = policy.host_labels.iter().map(|(key, value)| format!("label {key}={value}"));
+    let rest = [listed("names", &policy.names), listed("addresses", &policy.addresses)];
+    std::iter::once(hosts).chain(labels).chain(rest.into_iter().flatten()).collect::<Vec<_>>().join("; ")
 }
