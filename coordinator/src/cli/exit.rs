@@ -161,10 +161,10 @@ fn next_of(code: Code) -> &'static str {
             "the credentials are not accepted any more: an admin makes new ones with `reseal operator add`"
         }
         Code::Unavailable | Code::DeadlineExceeded => {
-            "the coordinator is busy or going away: try again; rotations go on by themselves"
+            "try again in a moment; if it stays so, the coordinator's log says why. Rotations go on by themselves"
         }
         Code::Aborted => "somebody changed the same thing at the same time: look, then try again",
-        Code::ResourceExhausted => "ask for less at once, or wait a moment",
+        Code::ResourceExhausted => "do what it says, or ask for less at once",
         Code::Unimplemented => "the coordinator is older than this program: upgrade it",
         Code::Internal | Code::Unknown | Code::DataLoss => {
             "the coordinator's log says more; nothing is lost by trying again"
