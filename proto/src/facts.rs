@@ -32,9 +32,16 @@ pub enum FactsError {
 impl Installation {
     /// Is it declared or adopted? Only then is it ever renewed.
     pub fn is_managed(&self) -> bool {
-        match self.management() {
-            Management::Labels | Management::Configuration | Management::Adopted => true,
-            Management::Discovered => false,
+        self.management().is_managed()
+    }
+}
+
+impl Management {
+    /// Does anybody look after it?
+    pub fn is_managed(self) -> bool {
+        match self {
+            Self::Labels | Self::Configuration | Self::Adopted => true,
+            Self::Discovered => false,
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod renewal;
 pub mod rotation;
 pub mod selection;
 pub mod target;
+pub mod unmanaged;
 pub mod waves;
 
 /// The clock, handed down from `app`: seconds since the Unix epoch.

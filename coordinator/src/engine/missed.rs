@@ -103,6 +103,8 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
     let missed: Vec<&Installation> = inventory
         .iter()
         .flat_map(|(_, chunk)| &chunk.value.installations)
+        // What was only discovered is never ordered; the rotation says how many there are.
+        .filter(|installation| installation.is_managed())
         .filter(|installation| {
             installation.certificate.as_ref().is_some_and(|facts| wanted.issuer.issued(facts))
                 || on_its_way.contains(&installation.id)

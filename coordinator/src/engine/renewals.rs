@@ -72,6 +72,8 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     let targets: Vec<Target> = inventory
         .iter()
         .flat_map(|(_, chunk)| &chunk.value.installations)
+        // Only what is declared or adopted.
+        .filter(|installation| installation.is_managed())
         .filter(|installation| {
             renewal::due_at(host, &installation.id, installation.certificate.as_ref().map(renewal::life))
                 <= turn.now

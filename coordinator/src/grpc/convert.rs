@@ -8,6 +8,7 @@ use crate::domain::authority;
 use crate::issuance::IssuanceError;
 use crate::store::StoreError;
 use crate::store::record::Authority;
+use crate::view::IssuedBy;
 
 /// What a failed commit or read is to a caller.
 pub(crate) fn status(error: &StoreError) -> Status {
@@ -40,7 +41,7 @@ pub(crate) fn issuance_status(error: &IssuanceError) -> Status {
 }
 
 /// An authority for operators.
-pub(crate) fn authority_info(name: &str, record: &Authority, installations: u32) -> v1::AuthorityInfo {
+pub(crate) fn authority_info(name: &str, record: &Authority, issued: IssuedBy) -> v1::AuthorityInfo {
     let facts = reseal_proto::facts::of_chain(&record.certificate, []).unwrap_or_default();
     let key = crate::issuance::builtin::issuer_key(&record.certificate).ok();
     v1::AuthorityInfo {
@@ -51,7 +52,8 @@ pub(crate) fn authority_info(name: &str, record: &Authority, installations: u32)
         spki_sha256: facts.spki_sha256,
         state: authority::word(record.state()).into(),
         not_after: facts.not_after,
-        installations,
+        installations: issued.managed + issued.unmanaged,
+        unmanaged: issued.unmanaged,
         reason: record.reason.clone(),
     }
 }

@@ -64,6 +64,9 @@ pub struct InstallationOutline {
     /// What is installed, if anything.
     #[prost(message, optional, tag = "10")]
     pub certificate: Option<CertificateOutline>,
+    /// A [`v1::Management`].
+    #[prost(enumeration = "v1::Management", tag = "11")]
+    pub management: i32,
 }
 
 /// Of a certificate: its issuer and its life.
@@ -134,6 +137,7 @@ mod tests {
                 id: "/srv/tls/site.crt".into(),
                 label: "web".into(),
                 certificate: Some(facts.clone()),
+                management: v1::Management::Discovered.into(),
                 ..v1::Installation::default()
             }],
             findings: vec![v1::Finding { id: "expiring".into(), ..v1::Finding::default() }],
@@ -144,5 +148,6 @@ mod tests {
         assert_eq!((outline.installations[0].id.as_str(), outline.findings.len()), ("/srv/tls/site.crt", 1));
         assert_eq!((seen.authority_key_id, seen.issuer_spki_sha256), (vec![1; 20], vec![2; 32]));
         assert_eq!((seen.not_before, seen.not_after), (10, 20));
+        assert_eq!(outline.installations[0].management(), v1::Management::Discovered);
     }
 }

@@ -155,6 +155,15 @@ impl View {
     }
 }
 
+/// Certificates of one authority.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IssuedBy {
+    /// Can be replaced.
+    pub managed: u32,
+    /// Were discovered: nobody looks after them.
+    pub unmanaged: u32,
+}
+
 impl State {
     /// Is work of this rotation still to be done? True for a planned renewal (no rotation).
     pub fn is_live(&self, rotation: &str) -> bool {
@@ -164,10 +173,15 @@ impl State {
                 .is_some_and(|rotation| !rotation::is_end(rotation.state))
     }
 
-    /// Certificates on record that the authority of this name issued.
-    pub fn issued_by(&self, authority: &str) -> u32 {
-        let key = self.authorities.get(authority);
-        key.map_or(0, |key| self.hosts.values().map(|host| host.issued_by(key)).sum())
+    /// Certificates on record that the authority of this name issued: the managed ones,
+    /// and those that nobody looks after.
+    pub fn issued_by(&self, authority: &str) -> IssuedBy {
+        let Some(key) = self.authorities.get(authority) else { return IssuedBy::default() };
+        let add = |sum: IssuedBy, host: &HostView| IssuedBy {
+            managed: sum.managed + host.issued_by(key),
+            unmanaged: sum.unmanaged + host.unmanaged_of(key),
+        };
+        self.hosts.values().fold(IssuedBy::default(), add)
     }
 
     /// Batches of a host that are ordered and unfinished, in the order of their names.

@@ -7,6 +7,7 @@ use tonic::Status;
 
 use super::OperatorService;
 use crate::domain::selection::{IssuerKey, Selection};
+use crate::domain::unmanaged;
 use crate::domain::waves::Waves;
 use crate::grpc::convert::{chain, status};
 use crate::store::record::{Authority, Host, HostState, Inventory};
@@ -24,6 +25,36 @@ pub(super) struct Chosen {
     pub(super) wave: u32,
     pub(super) installations: Vec<Installation>,
 }
+
+/// What a selection means.
+pub(super) struct Choice {
+    /// The targets of a rotation.
+    pub(super) hosts: Vec<Chosen>,
+    /// What is meant and nobody looks after: no target.
+    pub(super) unmanaged: Unmanaged,
+}
+
+/// Discovered certificates that a selection means.
+#[derive(Default)]
+pub(super) struct Unmanaged {
+    /// How many there are.
+    pub(super) total: u32,
+    /// Some of them, in the order of hosts and ids.
+    pub(super) rows: Vec<v1::UnmanagedCertificate>,
+}
+
+impl Unmanaged {
+    /// Counts one; keeps it while there are fewer than `most`.
+    fn add(&mut self, host: &str, installation: &Installation, most: usize) {
+        self.total = self.total.saturating_add(1);
+        if self.rows.len() < most {
+            self.rows.push(unmanaged::named(host, installation));
+        }
+    }
+}
+
+/// Discovered certificates that are named in a plan; more are counted.
+const UNMANAGED: usize = 1_000;
 
 /// An issuer that was found by the words for it.
 pub(super) struct FoundIssuer {
@@ -78,24 +109,27 @@ impl OperatorService {
     }
 
     /// Every installation that is meant, host by host: connected hosts first, so
-    /// that the first wave can prove something, then by name.
+    /// that the first wave can prove something, then by name. Only managed ones become
+    /// targets, whatever a selection says.
     pub(super) async fn choose(
         &self,
         selection: &Selection,
         waves: Option<&Waves>,
-    ) -> Result<Vec<Chosen>, Status> {
+    ) -> Result<Choice, Status> {
         let mut chosen = Vec::new();
+        let mut unmanaged = Unmanaged::default();
         for (name, host) in self.enrolled(selection).await.map_err(|error| status(&error))? {
             let chunks = self
                 .store
                 .range::<Inventory>(&keys::inventory_of(&name))
                 .await
                 .map_err(|error| status(&error))?;
-            let installations: Vec<Installation> = chunks
+            let (installations, discovered): (Vec<_>, Vec<_>) = chunks
                 .into_iter()
                 .flat_map(|(_, chunk)| chunk.value.installations)
                 .filter(|installation| selection.installation(&name, installation))
-                .collect();
+                .partition(Installation::is_managed);
+            discovered.iter().for_each(|one| unmanaged.add(&name, one, UNMANAGED));
             if installations.is_empty() {
                 continue;
             }
@@ -119,7 +153,30 @@ impl OperatorService {
                 host.wave = u32::try_from(before + 1).unwrap_or(u32::MAX);
             }
         }
-        Ok(chosen)
+        Ok(Choice { hosts: chosen, unmanaged })
+    }
+
+    /// Certificates of this issuer that nobody looks after: the first `most` of them.
+    pub(super) async fn unmanaged_of(&self, issuer: &str, most: usize) -> Result<Unmanaged, Status> {
+        let (key, hosts): (IssuerKey, Vec<String>) = {
+            let state = self.view.read();
+            let Some(key) = state.authorities.get(issuer) else { return Ok(Unmanaged::default()) };
+            let hosts = state.hosts.iter().filter(|(_, host)| host.unmanaged_of(key) > 0);
+            (key.clone(), hosts.map(|(name, _)| name.to_string()).collect())
+        };
+        let mut found = Unmanaged::default();
+        for host in hosts {
+            if found.rows.len() >= most {
+                break;
+            }
+            for installation in self.inventory(&host).await?.0 {
+                let is_from = installation.certificate.as_ref().is_some_and(|facts| key.issued(facts));
+                if is_from && !installation.is_managed() {
+                    found.add(&host, &installation, most);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Hosts on which something can be meant.
@@ -127,7 +184,10 @@ impl OperatorService {
         let candidates: Vec<String> = {
             let state = self.view.read();
             let shows = |host: &crate::view::HostView| {
-                selection.issuer.as_ref().is_none_or(|issuer| host.issued_by(issuer) > 0)
+                selection
+                    .issuer
+                    .as_ref()
+                    .is_none_or(|issuer| host.issued_by(issuer) + host.unmanaged_of(issuer) > 0)
             };
             state
                 .hosts

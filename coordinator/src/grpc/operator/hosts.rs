@@ -327,6 +327,7 @@ impl OperatorService {
                 .unwrap_or_default(),
             clock_skew: connected.as_ref().map_or(0, |connected| connected.clock_skew_ms / 1000),
             installations: view.map_or(0, |view| view.installations),
+            discovered: view.map_or(0, |view| view.discovered),
             findings: view.map_or(0, |view| view.findings),
             ban_reason: record.ban_reason.clone(),
         }

@@ -158,6 +158,7 @@ impl Operator for OperatorService {
             hosts: number(state.hosts.values().filter(|host| host.state.is_some()).count()),
             hosts_connected: number(self.presence.count()),
             installations: state.hosts.values().map(|host| host.installations).sum(),
+            discovered: state.hosts.values().map(|host| host.discovered).sum(),
             rotations_running: number(state.rotations.values().filter(|rotation| rotation.is_open()).count()),
             anchor: self.control.anchor().to_vec(),
             operator: caller.name,

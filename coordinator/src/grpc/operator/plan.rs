@@ -4,9 +4,9 @@ use reseal_proto::v1::{PlanHost, PlanReply, PlanRequest, PlanTarget, RelyingPart
 use tonic::Status;
 
 use super::OperatorService;
-use super::choose::{Chosen, FoundIssuer, radius};
+use super::choose::{Choice, Chosen, FoundIssuer, radius};
 use crate::domain::waves::Waves;
-use crate::domain::{authority, rotation, selection};
+use crate::domain::{authority, rotation, selection, unmanaged};
 use crate::grpc::convert::{authority_info, chain, status};
 use crate::store::record::{Authority, AuthorityState};
 use crate::store::{Versioned, keys};
@@ -30,7 +30,7 @@ impl OperatorService {
         let (wanted, compromised) = self.selection(&wire).await?;
         let words = if request.waves.is_empty() { WAVES } else { &request.waves };
         let waves: Waves = words.parse().map_err(|error| Status::invalid_argument(chain(&error)))?;
-        let chosen = self.choose(&wanted, Some(&waves)).await?;
+        let Choice { hosts: chosen, unmanaged } = self.choose(&wanted, Some(&waves)).await?;
         let mut conflicts = self.conflicts(&chosen).await?;
         let to_issuer = match self.new_issuer(&request.to_issuer, compromised.as_ref()).await {
             Ok(issuer) => Some(issuer),
@@ -40,7 +40,7 @@ impl OperatorService {
             }
         };
         if chosen.is_empty() && !selection::means_every_certificate(&wire) {
-            conflicts.push("the selection matches no installation".to_owned());
+            conflicts.push(nothing_to_rotate(unmanaged.total));
         }
         let (containers, endpoints) = radius(&chosen);
         let targets = chosen.iter().map(|host| host.installations.len()).sum::<usize>();
@@ -61,6 +61,8 @@ impl OperatorService {
             warnings: self.warnings(&chosen, compromised.is_some()),
             conflicts,
             relying_parties,
+            unmanaged: unmanaged.total,
+            unmanaged_certificates: unmanaged.rows,
             hosts: chosen.into_iter().map(plan_host).collect(),
         })
     }
@@ -195,25 +197,26 @@ impl OperatorService {
     }
 }
 
+/// Why a selection without a target cannot be rotated.
+pub(super) fn nothing_to_rotate(unmanaged: u32) -> String {
+    match unmanaged {
+        0 => "the selection matches no installation".to_owned(),
+        number => format!(
+            "the selection matches no managed installation: nobody looks after the {number} that it does match, `reseal adopt` first"
+        ),
+    }
+}
+
 fn plan_host(chosen: Chosen) -> PlanHost {
     let target = |installation: reseal_proto::v1::Installation| {
+        let endpoints = unmanaged::endpoints(&installation);
         let facts = installation.certificate.unwrap_or_default();
         PlanTarget {
             names: if facts.names.is_empty() { installation.names } else { facts.names },
             installation: installation.id,
             label: installation.label,
             containers: installation.consumers.into_iter().map(|consumer| consumer.container).collect(),
-            endpoints: installation
-                .endpoints
-                .into_iter()
-                .map(|endpoint| {
-                    if endpoint.sni.is_empty() {
-                        endpoint.address
-                    } else {
-                        format!("{} ({})", endpoint.address, endpoint.sni)
-                    }
-                })
-                .collect(),
+            endpoints,
             fingerprint: facts.fingerprint,
             not_after: facts.not_after,
             key_type: facts.key_type,

@@ -1,7 +1,8 @@
 //! Trying failed targets again, and excluded ones when those are meant too.
 //!
 //! Each gets a place in a new batch of its host; in the old batch it is marked
-//! superseded: it counts no more, and what it proved stays.
+//! superseded: it counts no more, and what it proved stays. What nobody looks after
+//! any more on its host stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +12,7 @@ use super::OperatorService;
 use crate::domain::target::{self, State};
 use crate::grpc::convert::status;
 use crate::issuance::profile::serial;
+use crate::store::outline::InventoryOutline;
 use crate::store::record::{Batch, Rotation, Target};
 use crate::store::{Commit, Versioned, keys};
 use crate::view::rotation_number;
@@ -30,6 +32,21 @@ pub(super) struct Retry<'a> {
     pub(super) now: i64,
 }
 
+/// Targets that were left as they are.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Left {
+    /// Another rotation works on them by now.
+    pub(super) busy: usize,
+    /// Only discovered by now: their host does not declare them any more.
+    pub(super) unmanaged: usize,
+}
+
+impl Left {
+    fn and(self, other: Self) -> Self {
+        Self { busy: self.busy + other.busy, unmanaged: self.unmanaged + other.unmanaged }
+    }
+}
+
 impl Retry<'_> {
     fn means(&self, state: State) -> bool {
         target::is_failure(state) || (self.excluded && state == State::Excluded)
@@ -37,13 +54,12 @@ impl Retry<'_> {
 }
 
 impl OperatorService {
-    /// Makes the new batches; gives how many targets were left as they are because
-    /// another rotation works on them by now.
-    pub(super) async fn retry_batches(&self, retry: &Retry<'_>) -> Result<usize, Status> {
+    /// Makes the new batches; gives how many targets were left as they are, and why.
+    pub(super) async fn retry_batches(&self, retry: &Retry<'_>) -> Result<Left, Status> {
         let hosts: Vec<(String, Vec<String>)> = {
             let state = self.view.read();
             let number = rotation_number(retry.id).unwrap_or_default();
-            let Some(view) = state.rotations.get(&number) else { return Ok(0) };
+            let Some(view) = state.rotations.get(&number) else { return Ok(Left::default()) };
             let mut hosts = BTreeMap::<String, Vec<String>>::new();
             for ((host, name), batch) in &view.batches {
                 if batch.finished && batch.counts.iter().any(|(state, _)| retry.means(state)) {
@@ -52,23 +68,31 @@ impl OperatorService {
             }
             hosts.into_iter().collect()
         };
-        let mut busy = 0;
+        let mut left = Left::default();
         for group in hosts.chunks(TOGETHER) {
             let work = group.iter().map(|(host, batches)| self.retry_host(retry, host, batches));
-            busy += futures_util::future::try_join_all(work).await?.into_iter().sum::<usize>();
+            left = futures_util::future::try_join_all(work).await?.into_iter().fold(left, Left::and);
         }
-        Ok(busy)
+        Ok(left)
     }
 
     /// One batch after the other: each takes a number that the next must not.
-    async fn retry_host(&self, retry: &Retry<'_>, host: &str, batches: &[String]) -> Result<usize, Status> {
-        let mut busy = 0;
+    async fn retry_host(&self, retry: &Retry<'_>, host: &str, batches: &[String]) -> Result<Left, Status> {
+        let inventory = self.store.range::<InventoryOutline>(&keys::inventory_of(host)).await;
+        let chunks = inventory.map_err(|error| status(&error))?;
+        let discovered: BTreeSet<&str> = chunks
+            .iter()
+            .flat_map(|(_, chunk)| &chunk.value.installations)
+            .filter(|installation| !installation.management().is_managed())
+            .map(|installation| installation.id.as_str())
+            .collect();
+        let mut left = Left::default();
         for batch in batches {
             let all = self.store.range::<Batch>(&keys::batches_of(host)).await;
             let all = all.map_err(|error| status(&error))?;
-            busy += self.retry_batch(retry, host, batch, &all).await?;
+            left = left.and(self.retry_batch(retry, host, batch, (&all, &discovered)).await?);
         }
-        Ok(busy)
+        Ok(left)
     }
 
     async fn retry_batch(
@@ -76,10 +100,10 @@ impl OperatorService {
         retry: &Retry<'_>,
         host: &str,
         batch: &str,
-        all: &[(String, Versioned<Batch>)],
-    ) -> Result<usize, Status> {
+        (all, discovered): (&[(String, Versioned<Batch>)], &BTreeSet<&str>),
+    ) -> Result<Left, Status> {
         let key = keys::batch(host, batch);
-        let Some((_, old)) = all.iter().find(|(name, _)| *name == key) else { return Ok(0) };
+        let Some((_, old)) = all.iter().find(|(name, _)| *name == key) else { return Ok(Left::default()) };
         let elsewhere: BTreeSet<&str> = all
             .iter()
             .map(|(_, other)| &other.value)
@@ -92,9 +116,11 @@ impl OperatorService {
         let meant = record.targets.iter_mut().filter(|t| !t.superseded && retry.means(t.state()));
         let (busy, meant): (Vec<_>, Vec<_>) =
             meant.partition(|target| elsewhere.contains(target.installation.as_str()));
-        let busy = busy.len();
+        let (unmanaged, meant): (Vec<_>, Vec<_>) =
+            meant.into_iter().partition(|target| discovered.contains(target.installation.as_str()));
+        let left = Left { busy: busy.len(), unmanaged: unmanaged.len() };
         if meant.is_empty() {
-            return Ok(busy);
+            return Ok(left);
         }
         let targets = meant.into_iter().map(|target| {
             target.superseded = true;
@@ -122,6 +148,6 @@ impl OperatorService {
         let commit =
             Commit::new().at(&key, old.revision).put(&key, &record).absent(&next_key).put(&next_key, &next);
         self.store.commit(commit).await.map_err(|error| status(&error))?;
-        Ok(busy)
+        Ok(left)
     }
 }

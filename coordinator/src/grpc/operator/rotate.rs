@@ -9,8 +9,8 @@ use reseal_proto::v1::{OnFailure, RotateRequest};
 use tonic::Status;
 
 use super::OperatorService;
-use super::choose::{Chosen, radius};
-use super::plan::WAVES;
+use super::choose::{Choice, Chosen, radius};
+use super::plan::{WAVES, nothing_to_rotate};
 use crate::domain::rotation::State;
 use crate::domain::selection;
 use crate::domain::target;
@@ -91,12 +91,13 @@ impl OperatorService {
         }
         let chosen_at_revision = self.catch_up().await?;
         let (wanted, compromised) = self.selection(&wire).await?;
-        let chosen = self.choose(&wanted, Some(&orders.waves)).await?;
+        let Choice { hosts: chosen, unmanaged } = self.choose(&wanted, Some(&orders.waves)).await?;
         // A compromised issuer is tainted even when it has issued nothing that is on record.
         if chosen.is_empty() && !selection::means_every_certificate(&wire) {
-            return Err(Status::failed_precondition(
-                "the selection matches no installation: nothing to rotate; try `reseal plan` with it",
-            ));
+            return Err(Status::failed_precondition(format!(
+                "{}: nothing to rotate; try `reseal plan` with it",
+                nothing_to_rotate(unmanaged.total)
+            )));
         }
         let conflicts = self.conflicts(&chosen).await?;
         if !conflicts.is_empty() {
@@ -156,8 +157,12 @@ impl OperatorService {
                 object: format!("rotation/{id}"),
                 outcome: "done".into(),
                 detail: format!(
-                    "{} hosts, {targets} targets, to builtin/{to_name}: {}",
+                    "{} hosts, {targets} targets, to builtin/{to_name}{}: {}",
                     chosen.len(),
+                    match unmanaged.total {
+                        0 => String::new(),
+                        number => format!(", {number} certificates not managed"),
+                    },
                     request.reason
                 ),
             });
@@ -173,7 +178,7 @@ impl OperatorService {
         }
         point("rotate.after_reveal");
         self.issuance.forget();
-        tracing::info!(rotation = %id, operator = %caller.name, hosts = chosen.len(), targets, "rotation started");
+        tracing::info!(rotation = %id, operator = %caller.name, hosts = chosen.len(), targets, unmanaged = unmanaged.total, "rotation started");
         Ok(id)
     }
 

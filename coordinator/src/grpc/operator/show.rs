@@ -18,7 +18,8 @@ const ROWS: usize = 100;
 const LISTED: usize = 1000;
 
 impl OperatorService {
-    /// A rotation, with its worst rows; relying parties only when `whole`.
+    /// A rotation, with its worst rows; relying parties, and which certificates nobody looks
+    /// after, only when `whole`.
     pub(super) async fn rotation(&self, id: &str, whole: bool) -> Result<Rotation, Status> {
         let not_found = || {
             Status::not_found(format!(
@@ -36,12 +37,14 @@ impl OperatorService {
         let record = self.rotation_record(id).await?.value;
         if !record.compromised.is_empty() {
             shown.compromised = self.authority(&record.compromised).await?;
+            shown.unmanaged = shown.compromised.as_ref().map_or(0, |issuer| issuer.unmanaged);
         }
         shown.to_issuer = self.authority(&record.to_issuer).await?;
         shown.excluded_hosts = record.excluded;
         self.add_rows(&mut shown, suspects).await?;
         if whole && !record.compromised.is_empty() {
             shown.relying_parties = self.relying_parties().await?;
+            shown.unmanaged_certificates = self.unmanaged_of(&record.compromised, ROWS).await?.rows;
         }
         Ok(shown)
     }
@@ -50,7 +53,13 @@ impl OperatorService {
     pub(super) fn rotations(&self) -> Vec<Rotation> {
         let state = self.view.read();
         let now = (self.now)();
-        newest(&state.rotations).map(|(number, view)| summary(&format!("r{number}"), view, now)).collect()
+        let mut unmanaged = BTreeMap::<&str, u32>::new();
+        let shown = newest(&state.rotations).map(|(number, view)| {
+            let issuer = view.record.compromised.as_str();
+            let unmanaged = *unmanaged.entry(issuer).or_insert_with(|| state.issued_by(issuer).unmanaged);
+            Rotation { unmanaged, ..summary(&format!("r{number}"), view, now) }
+        });
+        shown.collect()
     }
 
     /// May `watch` stop here?

@@ -4,7 +4,7 @@ use reseal_proto::v1::{ControlRotationRequest, RotationAction};
 use tonic::{Code, Status};
 
 use super::OperatorService;
-use super::retry::Retry;
+use super::retry::{Left, Retry};
 use super::rotate::MAX_REASON;
 use crate::domain::rotation::{self, Event};
 use crate::grpc::auth::Caller;
@@ -60,7 +60,7 @@ impl OperatorService {
         let state = rotation::apply(record.state(), event)
             .map_err(|error| Status::failed_precondition(format!("rotation {id}: {error}")))?;
         let now = (self.now)();
-        let mut busy = 0;
+        let mut left = Left::default();
         if event == Event::Retry {
             if again && !record.excluded.is_empty() {
                 // First: the engine takes out whatever it finds on a host that is still named.
@@ -69,7 +69,7 @@ impl OperatorService {
                 revision = self.change(caller, id, revision, &record, ("rotation.retry", words)).await?;
             }
             let retry = Retry { id, rotation: &record, excluded: again, now };
-            busy = self.retry_batches(&retry).await?;
+            left = self.retry_batches(&retry).await?;
             record.failures_accepted = 0;
         }
         if event == Event::Resume {
@@ -77,9 +77,14 @@ impl OperatorService {
         }
         record.set_state(state);
         record.note = if reason.is_empty() { String::new() } else { format!("{}: {reason}", caller.name) };
-        if busy > 0 {
-            let left = format!("{busy} targets are in another rotation by now and were not tried again");
-            record.note = if reason.is_empty() { left } else { format!("{}; {left}", record.note) };
+        for (number, why) in [
+            (left.busy, "are in another rotation by now"),
+            (left.unmanaged, "are not declared by their hosts any more"),
+        ] {
+            if number > 0 {
+                let left = format!("{number} targets {why} and were not tried again");
+                record.note = if record.note.is_empty() { left } else { format!("{}; {left}", record.note) };
+            }
         }
         if rotation::is_end(state) {
             record.ended_at = now;
