@@ -162,6 +162,15 @@ pub fn known(id: &str) -> Option<&'static Known> {
     ALL.iter().find(|known| known.id == id)
 }
 
+/// How bad a severity is: 0 is the worst. A word of a newer program counts as a warning.
+pub fn rank(severity: &str) -> u8 {
+    match severity {
+        CRITICAL => 0,
+        INFO => 2,
+        _ => 1,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,5 +182,6 @@ mod tests {
         assert!(ALL.iter().all(|known| [CRITICAL, WARNING, INFO].contains(&known.severity)));
         assert_eq!(known("expired").map(|known| known.severity), Some(CRITICAL));
         assert_eq!(known("nothing"), None);
+        assert_eq!([CRITICAL, WARNING, "new", INFO].map(rank), [0, 1, 1, 2]);
     }
 }

@@ -9,7 +9,7 @@ mod bounds;
 use std::collections::BTreeMap;
 
 use prost::Message;
-use reseal_proto::v1::{Installation, InventoryDelta};
+use reseal_proto::v1::{Finding, Installation, InventoryDelta};
 use tonic::{Code, Status};
 
 use self::bounds::{CHUNK, CHUNK_BYTES, Reported, Taken};
@@ -18,6 +18,9 @@ use crate::domain::Now;
 use crate::store::record::Inventory;
 use crate::store::{Commit, Store, Versioned, keys};
 
+/// Bytes of findings in the head chunk; what is beyond has chunks of its own, behind the
+/// installations.
+const HEAD_FINDINGS: usize = 8 * 1024;
 /// Chunks written in one commit, beside the head.
 const GROUP: usize = 12;
 /// How often a report is merged again when another session of the host wrote meanwhile.
@@ -108,12 +111,12 @@ impl Inventories {
             findings: delta.findings.clone(),
             trust_stores: delta.trust_stores.clone(),
         };
-        let Taken { head: first, installations, left_out } = bounds::take(reported);
+        let Taken { head: first, installations, findings, left_out } = bounds::take(reported);
         if left_out > 0 {
             tracing::warn!(host, left_out, "parts of an inventory were left out; findings say which");
         }
         let first = Inventory { reported_at: (self.now)(), ..first };
-        let mut chunks = chunked(first, installations.into_iter());
+        let mut chunks = chunked(first, installations, findings);
         chunks[0].chunks = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
         let guard = |commit: Commit, revision| match revision {
             Some(revision) => commit.at(&key, revision),
@@ -147,7 +150,14 @@ impl Inventories {
     }
 }
 
-fn chunked(head: Inventory, installations: impl Iterator<Item = Installation>) -> Vec<Inventory> {
+/// The head with a few findings, the installations, then the other findings.
+fn chunked(mut head: Inventory, installations: Vec<Installation>, findings: Vec<Finding>) -> Vec<Inventory> {
+    let mut room = HEAD_FINDINGS;
+    let mut findings = findings.into_iter().peekable();
+    while let Some(finding) = findings.next_if(|finding| finding.encoded_len() <= room) {
+        room -= finding.encoded_len();
+        head.findings.push(finding);
+    }
     let mut bytes = head.encoded_len();
     let mut chunks = vec![head];
     for installation in installations {
@@ -162,6 +172,19 @@ fn chunked(head: Inventory, installations: impl Iterator<Item = Installation>) -
             chunk.installations.push(installation);
         }
     }
+    let mut more: Vec<Inventory> = Vec::new();
+    for finding in findings {
+        let size = finding.encoded_len() + 8;
+        if more.is_empty() || bytes + size > CHUNK_BYTES {
+            more.push(Inventory::default());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(chunk) = more.last_mut() {
+            chunk.findings.push(finding);
+        }
+    }
+    chunks.extend(more);
     chunks
 }
 
@@ -206,11 +229,25 @@ mod tests {
         (0..number).map(one).collect()
     }
 
+    fn findings(number: usize) -> Vec<Finding> {
+        (0..number).map(|_| Finding { message: "m".repeat(200), ..Finding::default() }).collect()
+    }
+
+    #[test]
+    fn a_few_findings_take_no_chunk_of_their_own() {
+        let chunks = chunked(Inventory::default(), installations(3, 10), findings(3));
+        assert_eq!((chunks.len(), chunks[0].findings.len()), (1, 3));
+        let chunks = chunked(Inventory::default(), installations(3, 10), findings(1_000));
+        assert!(chunks[0].findings.len() > 10 && chunks[0].installations.len() == 3);
+        assert!(chunks.len() > 2 && chunks[1..].iter().all(|chunk| chunk.installations.is_empty()));
+    }
+
     #[test]
     fn chunks_are_small_enough_for_the_store_and_lose_nothing() {
         for (number, bytes) in [(0, 0), (1, 10), (50, 10), (51, 10), (2_000, 300), (40, 30_000)] {
-            let chunks = chunked(Inventory::default(), installations(number, bytes).into_iter());
+            let chunks = chunked(Inventory::default(), installations(number, bytes), findings(number));
             assert_eq!(chunks.iter().map(|chunk| chunk.installations.len()).sum::<usize>(), number);
+            assert_eq!(chunks.iter().flat_map(|chunk| &chunk.findings).count(), number);
             assert!(
                 chunks
                     .iter()
@@ -221,7 +258,7 @@ mod tests {
 
     #[test]
     fn commits_are_small_and_what_is_too_much_is_deleted() {
-        let new = chunked(Inventory::default(), installations(120, 10).into_iter());
+        let new = chunked(Inventory::default(), installations(120, 10), Vec::new());
         let Writes { before, with_head } = write("h", 40, &[], &new);
         assert!(!before.is_empty());
         assert_eq!(before.iter().chain([&with_head]).map(Commit::writes).sum::<usize>(), 39);

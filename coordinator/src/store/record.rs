@@ -208,7 +208,8 @@ pub struct Inventory {
     /// Installations, ordered by id over all chunks.
     #[prost(message, repeated, tag = "2")]
     pub installations: Vec<v1::Installation>,
-    /// Findings; in chunk 0 only, at most 100.
+    /// Findings, at most 1,000 over all chunks: the first in chunk 0, the others behind the
+    /// installations.
     #[prost(message, repeated, tag = "3")]
     pub findings: Vec<v1::Finding>,
     /// Number of chunks; in chunk 0 only.
