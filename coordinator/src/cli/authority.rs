@@ -61,7 +61,10 @@ const COLUMNS: [Column<AuthorityView>; 6] = [
         "pending-signature" => Piece::warn(&row.state),
         state => Piece::plain(state),
     }),
-    ("CERTS", |row| Piece::plain(row.installations)),
+    ("CERTS", |row| match row.unmanaged {
+        0 => Piece::plain(row.installations),
+        number => Piece::plain(format!("{}, {number} not managed", row.installations)),
+    }),
     ("EXPIRES", |row| {
         if row.not_after_seconds == 0 {
             Piece::plain("-")
@@ -78,7 +81,7 @@ const COLUMNS: [Column<AuthorityView>; 6] = [
     }),
 ];
 
-const CSV: [&str; 9] = [
+const CSV: [&str; 10] = [
     "name",
     "state",
     "subject",
@@ -87,6 +90,7 @@ const CSV: [&str; 9] = [
     "spki_sha256",
     "not_after",
     "installations",
+    "unmanaged",
     "reason",
 ];
 

@@ -26,7 +26,8 @@ pub(crate) enum Exit {
     /// Policy, role or approval says no.
     Refused = 5,
     /// Every target is replaced, but a relying party still accepts the
-    /// compromised issuer, or was not tested.
+    /// compromised issuer, or was not tested, or certificates of it are left
+    /// that nobody looks after.
     NotContained = 6,
 }
 
@@ -40,7 +41,8 @@ Exit codes:
   4  stragglers, unserved or excluded targets remain
   5  refused by policy, role or approval
   6  replaced but not contained: a relying party still accepts the
-     compromised issuer, or was not tested";
+     compromised issuer, or was not tested; or certificates of it are
+     not managed by Reseal";
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {

@@ -56,7 +56,7 @@ pub(crate) enum HostCommand {
     },
 }
 
-const COLUMNS: [Column<HostView>; 7] = [
+const COLUMNS: [Column<HostView>; 8] = [
     ("HOST", |host| Piece::bold(&host.name)),
     ("STATE", |host| match (host.state.as_str(), host.connected) {
         ("enrolled", true) => Piece::good("connected"),
@@ -71,7 +71,8 @@ const COLUMNS: [Column<HostView>; 7] = [
             Piece::plain(when::relative(host.last_seen_seconds, when::now()))
         }
     }),
-    ("CERTS", |host| Piece::plain(host.installations)),
+    ("MANAGED", |host| Piece::plain(host.installations.saturating_sub(host.discovered))),
+    ("DISCOVERED", |host| Piece::plain(host.discovered)),
     ("FINDINGS", |host| if host.findings == 0 { Piece::plain(0) } else { Piece::warn(host.findings) }),
     ("AGENT", |host| Piece::plain(host.agent_version.as_deref().unwrap_or("-"))),
     ("LABELS", |host| Piece::dim(label_text(host))),
@@ -133,6 +134,7 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
                 "agent_version",
                 "clock_skew_seconds",
                 "installations",
+                "discovered",
                 "findings",
                 "ban_reason",
             ];

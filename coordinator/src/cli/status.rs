@@ -20,6 +20,7 @@ pub(super) async fn run(context: &Context) -> Result<Exit, CliError> {
         "hosts",
         "hosts_connected",
         "installations",
+        "discovered",
         "rotations_running",
         "anchor",
         "operator",
@@ -29,13 +30,23 @@ pub(super) async fn run(context: &Context) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
+/// "12, and 40 more that were discovered and nobody looks after".
+fn installations(view: &StatusView) -> String {
+    match (view.installations.saturating_sub(view.discovered), view.discovered) {
+        (managed, 0) => managed.to_string(),
+        (managed, discovered) => {
+            format!("{managed} managed; {discovered} discovered, not managed: `reseal certs --discovered`")
+        }
+    }
+}
+
 fn text(view: &StatusView) -> Text {
     let away = view.hosts.saturating_sub(view.hosts_connected);
     let hosts = format!("{} of {} connected", view.hosts_connected, view.hosts);
     Text::new()
         .fact_piece("Fleet", Piece::bold(&view.fleet))
         .fact_piece("Hosts", if away == 0 { Piece::good(hosts) } else { Piece::warn(hosts) })
-        .fact("Installations", view.installations)
+        .fact("Installations", installations(view))
         .fact("Rotations running", view.rotations_running)
         .fact("You are", format!("{} ({})", view.operator, view.role))
         .fact("Coordinator", format!("reseal {}, epoch {}", view.version, view.epoch))

@@ -40,6 +40,25 @@ pub(crate) fn usage(usage: v1::Usage) -> &'static str {
     }
 }
 
+/// The stable word of who looks after an installation.
+pub(crate) fn management(management: v1::Management) -> &'static str {
+    match management {
+        v1::Management::Labels => "labels",
+        v1::Management::Configuration => "configuration",
+        v1::Management::Adopted => "adopted",
+        v1::Management::Discovered => "discovered",
+    }
+}
+
+/// The stable word of where an installation was found.
+pub(crate) fn origin(origin: v1::Origin) -> &'static str {
+    match origin {
+        v1::Origin::File => "file",
+        v1::Origin::Image => "image",
+        v1::Origin::Endpoint => "endpoint",
+    }
+}
+
 /// The stable word of a target's state.
 pub(crate) fn target_state(state: v1::TargetState) -> &'static str {
     match state {

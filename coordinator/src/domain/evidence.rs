@@ -183,6 +183,10 @@ pub struct Residual {
     pub failed: Vec<TargetRecord>,
     /// Targets that an operator took out: not replaced.
     pub excluded: Vec<TargetRecord>,
+    /// No targets: certificates of the compromised issuer that nobody looks after, as hosts
+    /// reported them when this file was made. Not replaced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmanaged: Vec<TargetRecord>,
     /// Whoever decides whether to accept the compromised issuer.
     pub relying_parties: Vec<RelyingPartyRecord>,
 }

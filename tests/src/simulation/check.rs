@@ -18,7 +18,7 @@ use reseal_proto::v1::{CertificateFacts, Chains, Order, RotationAction};
 use tokio::time::Instant;
 
 use super::history::History;
-use super::host::Host;
+use super::host::{FOUND, Host};
 use super::network::described;
 use super::records;
 
@@ -172,6 +172,9 @@ impl Checker {
         let known = self.mirror().batch_names.contains(&(host.name.to_string(), order.batch.clone()));
         if !known {
             self.fail(format!("{} is ordered {}, which was never on record", host.name, order.batch));
+        }
+        if !host.lies && order.installations.iter().any(|id| id == FOUND) {
+            self.fail(format!("{} is ordered to renew {FOUND}, which nobody declares", host.name));
         }
         self.count("orders");
     }

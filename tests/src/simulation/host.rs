@@ -15,6 +15,9 @@ use reseal_proto::v1::{self, BatchResult, CertificateFacts};
 use super::bell::{Bell, Listener};
 use crate::wire::installation;
 
+/// Where a certificate lies that nobody declares.
+pub const FOUND: &str = "/found/copy.crt";
+
 /// Who this host is, as enrolment said.
 #[derive(Clone)]
 pub struct Identity {
@@ -78,6 +81,8 @@ pub struct Contents {
     pub identity: Option<Identity>,
     /// By id.
     pub installations: BTreeMap<String, Installation>,
+    /// A copy of its first certificate that somebody left at [`FOUND`]: it is seen, and nobody's.
+    pub found: Option<CertificateFacts>,
     /// Highest epoch seen.
     pub epoch: u64,
     /// Digest of the inventory last sent.
@@ -159,19 +164,27 @@ impl Host {
     /// The agent's state is lost, save who it is; what is in use stays.
     pub fn forget(&self) {
         let mut disk = self.disk();
-        let Contents { identity, mut installations, .. } = std::mem::take(&mut *disk);
+        let Contents { identity, mut installations, found, .. } = std::mem::take(&mut *disk);
         for one in installations.values_mut() {
             let current = one.current.clone();
             one.generations.retain(|name, _| Some(name) == current.as_ref());
         }
-        *disk = Contents { identity, installations, forgot: true, ..Contents::default() };
+        *disk = Contents { identity, installations, found, forgot: true, ..Contents::default() };
     }
 
     /// The inventory, as the agent sees it.
     pub fn report(&self) -> Report {
-        let disk = self.disk();
-        let installations: BTreeMap<String, v1::Installation> =
+        let mut disk = self.disk();
+        let mut installations: BTreeMap<String, v1::Installation> =
             disk.installations.iter().map(|(id, one)| (id.clone(), message(id, one))).collect();
+        if disk.found.is_none() {
+            disk.found = disk.installations.values().find_map(Installation::facts);
+        }
+        if let Some(facts) = disk.found.clone() {
+            let mut copy = installation(FOUND, &facts.names[0], Some(facts.clone()));
+            copy.set_management(v1::Management::Discovered);
+            installations.insert(FOUND.into(), copy);
+        }
         let bytes: Vec<u8> =
             installations.values().flat_map(|one| one.encode_length_delimited_to_vec()).collect();
         Report { digest: sha256(&bytes).to_vec(), installations, ..Report::default() }

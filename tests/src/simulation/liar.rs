@@ -7,8 +7,8 @@ use prost::Message as _;
 use reseal_agent::key::{KeyType, PrivateKey};
 use reseal_proto::v1::agent_message::Body;
 use reseal_proto::v1::{
-    BatchResult, CsrBatch, EndpointProof, EvidencePayload, Grade, InventoryDelta, TargetProof, TargetState,
-    Usage,
+    BatchResult, CsrBatch, EndpointProof, EvidencePayload, Grade, InventoryDelta, Management, TargetProof,
+    TargetState, Usage,
 };
 
 use super::host::Host;
@@ -91,7 +91,7 @@ fn request(world: &World, names: &[&str]) -> Vec<u8> {
 
 /// Changes an inventory before it is sent.
 pub(super) fn about_inventory(world: &World, delta: &mut InventoryDelta) {
-    match world.random.below(6) {
+    match world.random.below(8) {
         0 => delta.base_digest = world.random.bytes().to_vec(),
         1 => delta.upserted.clear(),
         2 => {
@@ -100,6 +100,17 @@ pub(super) fn about_inventory(world: &World, delta: &mut InventoryDelta) {
                     facts.issuer_spki_sha256 = world.random.bytes().to_vec();
                     facts.not_after = 0;
                 }
+            }
+        }
+        // What is declared was only found, and the other way round.
+        3 | 4 => {
+            for installation in &mut delta.upserted {
+                installation.set_management(match installation.management() {
+                    Management::Discovered => Management::Adopted,
+                    Management::Labels | Management::Configuration | Management::Adopted => {
+                        Management::Discovered
+                    }
+                });
             }
         }
         _ => {}

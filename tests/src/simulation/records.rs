@@ -15,6 +15,7 @@ use reseal_proto::v1::{EvidencePayload, RotationState, TargetState};
 use tokio::time::Instant;
 
 use super::check::{Checker, Mirror, decode, fingerprint};
+use super::host::FOUND;
 
 /// One commit on its way into the mirror.
 pub(super) struct Change<'a> {
@@ -174,7 +175,8 @@ impl Change<'_> {
             let seen = at.is_none_or(|at| at.elapsed().as_secs() >= 5);
             let enrolled =
                 self.mirror.hosts.get(host).is_some_and(|host| host.state() == HostState::Enrolled);
-            for installation in inventory.installations.iter().filter(|_| seen && enrolled) {
+            let managed = inventory.installations.iter().filter(|one| one.is_managed());
+            for installation in managed.filter(|_| seen && enrolled) {
                 let old =
                     installation.certificate.as_ref().is_some_and(|facts| facts.issuer_spki_sha256 == issuer);
                 if old && !covered.contains(&(host.clone(), installation.id.clone())) {
@@ -202,6 +204,10 @@ impl Change<'_> {
             None => {
                 if !self.mirror.batch_names.insert(place) {
                     self.broken(format!("batch {name} of {host} comes a second time"));
+                }
+                let honest = self.checker.host(host).is_some_and(|host| !host.lies);
+                if honest && record.targets.iter().any(|target| target.installation == FOUND) {
+                    self.broken(format!("batch {name} of {host} means {FOUND}, which nobody declares"));
                 }
                 for target in &record.targets {
                     self.intend(&target.serial, &format!("{host}/{name}/{}", target.installation));
@@ -348,6 +354,9 @@ impl Change<'_> {
         match value.map(|value| decode::<Inventory>(key, value)) {
             Some(record) => {
                 let shown = format!("{} installations", record.installations.len());
+                if record.installations.iter().any(|one| !one.is_managed()) {
+                    *self.mirror.seen.entry("discovered").or_insert(0) += 1;
+                }
                 self.mirror.inventories.insert(host.to_owned(), (record, Some(Instant::now())));
                 shown
             }

@@ -1,12 +1,14 @@
 //! A host with an agent that does as it is told, until it is told otherwise.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::coordinator_message::Body as FromCoordinator;
 use reseal_proto::v1::{
-    CertificateFacts, Chains, Csr, CsrBatch, EvidencePayload, Grade, Issued, Order, TargetProof, TargetState,
+    CertificateFacts, Chains, Csr, CsrBatch, EvidencePayload, Grade, Issued, Management, Order, TargetProof,
+    TargetState,
 };
 
 use super::{Coordinator, Identity, Session, csr, facts_of, installation, inventory, now};
@@ -41,6 +43,8 @@ pub struct Puppet {
     pub identity: Identity,
     /// Installation id, name, what is installed.
     pub held: Vec<(String, String, Option<CertificateFacts>)>,
+    /// Ids of those that it says were only discovered.
+    pub discovered: BTreeSet<String>,
 }
 
 impl Puppet {
@@ -50,12 +54,18 @@ impl Puppet {
         let held = (0..installations)
             .map(|at| (format!("/srv/{at}/site.crt"), format!("s{at}.{host}.wire.test"), None))
             .collect();
-        Ok(Self { identity, held })
+        Ok(Self { identity, held, discovered: BTreeSet::new() })
     }
 
     /// Everything that is on the host.
     pub fn inventory(&self) -> Result<ToCoordinator> {
-        let installations = self.held.iter().map(|(id, name, facts)| installation(id, name, facts.clone()));
+        let installations = self.held.iter().map(|(id, name, facts)| {
+            let mut one = installation(id, name, facts.clone());
+            if self.discovered.contains(id) {
+                one.set_management(Management::Discovered);
+            }
+            one
+        });
         Ok(ToCoordinator::Inventory(inventory(installations.collect())))
     }
 

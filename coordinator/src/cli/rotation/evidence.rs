@@ -246,6 +246,7 @@ fn text(verified: &Verified) -> Text {
         ("Unserved", &residual.unserved),
         ("Without a result", &residual.pending),
         ("Excluded, not replaced", &residual.excluded),
+        ("Not managed by Reseal, not replaced", &residual.unmanaged),
     ] {
         text = text.then(rows_text(title, rows));
     }

@@ -129,7 +129,7 @@ const COLUMNS: [Column<RotationView>; 8] = [
 ];
 
 /// JSON fields that become CSV columns.
-const CSV: [&str; 19] = [
+const CSV: [&str; 20] = [
     "id",
     "state",
     "reason",
@@ -147,6 +147,7 @@ const CSV: [&str; 19] = [
     "targets_by_state",
     "replaced",
     "contained",
+    "unmanaged",
     "max_failures",
     "note",
 ];

@@ -9,11 +9,13 @@ use crate::cli::exit::{CliError, Exit};
 use crate::cli::output::Column;
 use crate::cli::output::text::{Piece, Text};
 use crate::cli::selection::SelectionArgs;
-use crate::cli::view::{AuthorityView, PlanHostView, PlanView, RelyingPartyView};
+use crate::cli::view::{AuthorityView, PlanHostView, PlanView, RelyingPartyView, UnmanagedView};
 use crate::cli::when;
 
 /// Hosts shown to a person; programs get all.
 const SHOWN_HOSTS: usize = 40;
+/// Certificates that nobody looks after, likewise.
+const SHOWN_UNMANAGED: usize = 40;
 
 /// What would be rotated.
 #[derive(Args, Debug)]
@@ -73,6 +75,37 @@ pub(super) const RELYING_PARTY_COLUMNS: [Column<RelyingPartyView>; 4] = [
     }),
 ];
 
+/// How certificates that nobody looks after are shown, here and in the summary.
+const UNMANAGED_COLUMNS: [Column<UnmanagedView>; 6] = [
+    ("HOST", |row| Piece::bold(&row.host)),
+    ("CERTIFICATE", |row| Piece::plain(&row.label)),
+    ("WHERE", |row| Piece::dim(&row.installation)),
+    ("CONTAINERS", |row| Piece::plain(few(&row.containers.iter().map(String::as_str).collect::<Vec<_>>()))),
+    ("ENDPOINTS", |row| Piece::plain(few(&row.endpoints.iter().map(String::as_str).collect::<Vec<_>>()))),
+    ("WHAT NEXT", |row| Piece::plain(&row.next)),
+];
+
+/// Certificates that no rotation replaces, below a heading; nothing when there are none.
+pub(super) fn unmanaged(number: u32, rows: &[UnmanagedView]) -> Text {
+    if number == 0 {
+        return Text::new();
+    }
+    let shown = &rows[..rows.len().min(SHOWN_UNMANAGED)];
+    let mut text = Text::new().line("").pieces([
+        Piece::bold(format!("Not managed by Reseal ({number})")),
+        Piece::plain(": no rotation replaces these"),
+    ]);
+    if !shown.is_empty() {
+        text = text.table(shown, &UNMANAGED_COLUMNS);
+    }
+    let more = u64::from(number).saturating_sub(shown.len() as u64);
+    if more > 0 {
+        let all = "`reseal certs --discovered` with the same selection lists all";
+        text = text.pieces([Piece::dim(format!("and {more} more: {all}"))]);
+    }
+    text
+}
+
 /// Asks for the plan and prints it.
 pub(crate) async fn run(context: &Context, args: PlanArgs) -> Result<Exit, CliError> {
     let selection = args.selection.read_some()?;
@@ -95,6 +128,7 @@ pub(crate) async fn run(context: &Context, args: PlanArgs) -> Result<Exit, CliEr
             "waves",
             "warnings",
             "conflicts",
+            "unmanaged",
         ],
         || {
             let hint = "Nothing was changed. `reseal rotate` with the same selection and --reason does it.";
@@ -114,6 +148,11 @@ pub(super) fn text(view: &PlanView) -> Text {
         text = text.fact_piece("Replaced by", Piece::good(authority(to_issuer)));
     }
     text = text.fact_piece("Blast radius", Piece::bold(radius(view)));
+    if view.unmanaged > 0 {
+        let words =
+            format!("{} more, named below: not replaced", count(view.unmanaged as usize, "certificate"));
+        text = text.fact_piece("Not managed", Piece::warn(words));
+    }
     if view.hosts_offline > 0 {
         let away = format!("{}: they catch up when they are back", count(view.hosts_offline, "host"));
         text = text.fact_piece("Away", Piece::warn(away));
@@ -127,6 +166,7 @@ pub(super) fn text(view: &PlanView) -> Text {
             text = text.pieces([Piece::dim(more)]);
         }
     }
+    text = text.then(unmanaged(view.unmanaged, &view.unmanaged_certificates));
     if !view.relying_parties.is_empty() {
         text = text
             .heading("Relying parties that decide whether the incident is contained")

@@ -134,6 +134,16 @@ fn refuse_the_impossible(plan: &PlanView) -> Result<(), CliError> {
             "`reseal plan` with the same selection shows more",
         ));
     }
+    if plan.targets == 0 && plan.unmanaged > 0 {
+        return Err(CliError::failed(
+            format!(
+                "nobody looks after the {} that the selection matches: there is nothing to rotate",
+                plan::count(plan.unmanaged as usize, "certificate")
+            ),
+            "`reseal plan` with the same selection names them and says what to do about each; \
+             `reseal authority taint` stops an issuer",
+        ));
+    }
     if plan.targets == 0 {
         return Err(CliError::failed(
             "the selection matches no certificate",
@@ -145,6 +155,12 @@ fn refuse_the_impossible(plan: &PlanView) -> Result<(), CliError> {
 
 fn brief(plan: &PlanView) -> Text {
     let mut text = Text::new().pieces([Piece::bold(plan::radius(plan))]);
+    if plan.unmanaged > 0 {
+        let number = plan::count(plan.unmanaged as usize, "certificate");
+        text = text.pieces([Piece::warn(format!(
+            "warning: {number} more that the selection matches: not managed by Reseal, not replaced; `reseal plan` names them"
+        ))]);
+    }
     for warning in &plan.warnings {
         text = text.pieces([Piece::warn(format!("warning: {warning}"))]);
     }
@@ -291,6 +307,9 @@ mod tests {
     fn the_impossible_is_refused_before_it_starts() {
         assert!(refuse_the_impossible(&plan(None, 0)).is_err());
         assert!(refuse_the_impossible(&plan(None, 1)).is_ok());
+        let unmanaged = PlanView { unmanaged: 3, ..plan(Some("builtin/a"), 0) };
+        let error = refuse_the_impossible(&unmanaged).unwrap_err().to_string();
+        assert!(error.contains("nobody looks after the 3 certificates"), "{error}");
         let mut conflict = plan(None, 1);
         conflict.conflicts.push("r1 runs over web-1".into());
         let error = refuse_the_impossible(&conflict).unwrap_err();

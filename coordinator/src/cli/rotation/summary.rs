@@ -2,12 +2,12 @@
 //!
 //! *Replaced* is not *contained*: the summary never says that an incident is
 //! over while a relying party still accepts the compromised issuer or was not
-//! tested.
+//! tested, nor while a certificate of it is in use that nobody looks after.
 
 use reseal_proto::v1::RotationState;
 use serde::Serialize;
 
-use super::plan::{RELYING_PARTY_COLUMNS, count};
+use super::plan::{RELYING_PARTY_COLUMNS, count, unmanaged};
 use super::{CSV, tone};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::output::text::{Piece, Text, Tone};
@@ -69,7 +69,7 @@ pub(super) fn exit(view: &RotationView) -> Exit {
                 Exit::Error
             } else if pending > 0 || view.phase != RotationState::Completed {
                 Exit::Stragglers
-            } else if view.compromised.is_some() && !view.contained {
+            } else if view.compromised.is_some() && !is_contained(view) {
                 Exit::NotContained
             } else {
                 Exit::Done
@@ -132,6 +132,7 @@ pub(super) fn one_line(view: &RotationView) -> Text {
         (view.straggling(), "stragglers"),
         (view.not_served(), "unserved"),
         (view.left_out(), "excluded"),
+        (view.unmanaged, "not managed"),
     ] {
         if number > 0 {
             numbers.push_str(&format!(", {number} {word}"));
@@ -186,6 +187,8 @@ pub(super) fn text(view: &RotationView) -> Text {
     text = text
         .fact("Hosts", view.hosts)
         .fact_piece("Certificates", Piece::new(good, certificates))
+        .fact_piece("Not managed", not_managed(view))
+        .fact_piece("Still on record", still_on_record(view))
         .fact("Proved by", proof(view))
         .fact("Containers", view.containers)
         .fact("Endpoints", view.endpoints)
@@ -231,7 +234,10 @@ pub(super) fn text(view: &RotationView) -> Text {
         let hosts = format!("Excluded hosts without a row above: {}", without_rows.join(", "));
         text = text.line("").pieces([Piece::warn(hosts)]);
     }
-    text.then(containment(view)).line("").then(next(view))
+    text.then(unmanaged(view.unmanaged, &view.unmanaged_certificates))
+        .then(containment(view))
+        .line("")
+        .then(next(view))
 }
 
 /// From the order to the last target that was no straggler; times are whole seconds.
@@ -258,10 +264,43 @@ fn is_open(view: &RotationView) -> bool {
     view.ended_at.is_none()
 }
 
+/// Every relying party refuses the compromised issuer, and none of its certificates is left
+/// that nobody looks after.
+fn is_contained(view: &RotationView) -> bool {
+    view.contained && view.unmanaged == 0
+}
+
+/// "3 certificates of builtin/a: not replaced"; empty when there are none.
+fn not_managed(view: &RotationView) -> Piece {
+    match (&view.compromised, view.unmanaged) {
+        (Some(issuer), 1..) => {
+            let number = count(view.unmanaged as usize, "certificate");
+            Piece::warn(format!("{number} of {}: not replaced", issuer.name))
+        }
+        (Some(_), 0) | (None, _) => Piece::plain(""),
+    }
+}
+
+/// What is managed and still of the compromised issuer when a rotation has ended: stragglers
+/// that were given up, what the selection did not mean, what turned up since.
+fn still_on_record(view: &RotationView) -> Piece {
+    let of = view.compromised.as_ref().filter(|_| !is_open(view));
+    match of.map(|issuer| (issuer, issuer.installations.saturating_sub(issuer.unmanaged))) {
+        Some((issuer, number @ 1..)) => {
+            let number = count(number as usize, "managed certificate");
+            Piece::warn(format!("{number} of {}: `reseal plan` shows where", issuer.name))
+        }
+        Some((_, 0)) | None => Piece::plain(""),
+    }
+}
+
 /// The honest word behind the state.
 fn headline(view: &RotationView) -> String {
-    match (&view.compromised, view.replaced, view.contained) {
+    match (&view.compromised, view.replaced, is_contained(view)) {
         (Some(_), true, true) => ": replaced and contained".into(),
+        (Some(_), true, false) if view.unmanaged > 0 => {
+            ": every managed certificate is replaced, NOT contained".into()
+        }
         (Some(_), true, false) => ": replaced everywhere, NOT contained".into(),
         (Some(_), false, _) => ": not yet replaced everywhere".into(),
         (None, true, _) => ": every certificate is replaced and verified".into(),
@@ -274,14 +313,20 @@ fn containment(view: &RotationView) -> Text {
         return Text::new();
     };
     let mut text = Text::new().line("");
-    if view.contained {
+    if is_contained(view) {
         return text.pieces([
             Piece::good("Contained"),
             Piece::plain(format!(": every relying party refuses {}, proved.", compromised.name)),
         ]);
     }
     let (accepting, untested) = verdicts(view);
+    let in_use = match view.unmanaged {
+        0 => String::new(),
+        1 => "1 certificate of it is not managed and not replaced; ".to_owned(),
+        number => format!("{number} certificates of it are not managed and not replaced; "),
+    };
     let why = match (accepting, untested) {
+        (0, 0) if view.contained => "every relying party refuses it".to_owned(),
         (0, 0) => "no relying party was proved to refuse it".to_owned(),
         (0, untested) => format!("{} not tested", verb(untested)),
         (accepting, 0) => format!("{} proved to still accept it", verb(accepting)),
@@ -292,7 +337,7 @@ fn containment(view: &RotationView) -> Text {
     text = text.pieces([
         Piece::warn("Not contained"),
         Piece::plain(format!(
-            ": whoever holds the key of {} can still be believed: {why}.",
+            ": whoever holds the key of {} can still be believed: {in_use}{why}.",
             compromised.name
         )),
     ]);

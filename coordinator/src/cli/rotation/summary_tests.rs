@@ -149,3 +149,47 @@ fn what_is_excluded_is_named_and_never_clean() {
     assert!(text.contains("web-3  web/site      excluded by alice: disk"), "{text}");
     assert!(text.contains("Excluded hosts without a row above: db-1"), "{text}");
 }
+
+#[test]
+fn what_is_not_managed_is_named_and_never_clean() {
+    let targets = [(TargetState::Verified, 3)];
+    let mut rotation = rotation(RotationState::Completed, &targets, true);
+    rotation.contained = true;
+    rotation.unmanaged = 2;
+    if let Some(issuer) = &mut rotation.compromised {
+        (issuer.installations, issuer.unmanaged) = (3, 2);
+    }
+    rotation.unmanaged_certificates = vec![v1::UnmanagedCertificate {
+        host: "db-1".into(),
+        label: "legacy/site".into(),
+        installation: "/srv/legacy/site.crt".into(),
+        containers: vec!["legacy".into()],
+        endpoints: vec!["10.0.0.9:443".into()],
+        next: "`reseal adopt db-1 /srv/legacy/site.crt`, then rotate again".into(),
+        ..Default::default()
+    }];
+    let view = RotationView::from(rotation);
+    assert!(view.replaced, "every managed one is");
+    assert_eq!(exit(&view), Exit::NotContained, "whatever is said of relying parties");
+    let line = one_line(&view).render(Look { colour: false, width: None });
+    assert_eq!(line, "rotation r7 is completed: 3 of 3 verified, 2 not managed\n");
+    let text = text(&view).render(Look { colour: false, width: None });
+    assert!(
+        text.starts_with("Rotation r7 completed: every managed certificate is replaced, NOT contained\n")
+    );
+    assert!(text.contains("Not managed      2 certificates of builtin/a: not replaced\n"), "{text}");
+    assert!(text.contains("Not managed by Reseal (2): no rotation replaces these\n"), "{text}");
+    assert!(
+        text.contains("db-1  legacy/site  /srv/legacy/site.crt  legacy      10.0.0.9:443  `reseal adopt"),
+        "{text}"
+    );
+    assert!(text.contains("and 1 more: `reseal certs --discovered`"), "{text}");
+    assert!(
+        text.contains("2 certificates were of it not managed")
+            || text.contains("not managed and not replaced")
+    );
+    assert!(text.contains("Still on record  1 managed certificate of builtin/a: `reseal plan`"), "{text}");
+    let json = serde_json::to_value(summary(&view)).unwrap();
+    assert_eq!((&json["unmanaged"], &json["exit_code"]), (&2.into(), &6.into()));
+    assert_eq!(json["unmanaged_certificates"][0]["host"], "db-1");
+}

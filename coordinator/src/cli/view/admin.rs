@@ -17,6 +17,7 @@ pub(crate) struct StatusView {
     pub(crate) hosts: u32,
     pub(crate) hosts_connected: u32,
     pub(crate) installations: u32,
+    pub(crate) discovered: u32,
     pub(crate) rotations_running: u32,
     pub(crate) anchor: Option<String>,
     pub(crate) operator: String,
@@ -33,6 +34,7 @@ impl From<v1::StatusReply> for StatusView {
             hosts: reply.hosts,
             hosts_connected: reply.hosts_connected,
             installations: reply.installations,
+            discovered: reply.discovered,
             rotations_running: reply.rotations_running,
             operator: reply.operator,
             role: reply.role,
@@ -127,6 +129,8 @@ pub(crate) struct AuthorityView {
     pub(crate) spki_sha256: Option<String>,
     pub(crate) not_after: Option<String>,
     pub(crate) installations: u32,
+    /// Of these: nobody looks after them.
+    pub(crate) unmanaged: u32,
     pub(crate) reason: Option<String>,
     #[serde(skip)]
     pub(crate) not_after_seconds: i64,
@@ -145,6 +149,7 @@ impl From<v1::AuthorityInfo> for AuthorityView {
             state: info.state,
             subject: info.subject,
             installations: info.installations,
+            unmanaged: info.unmanaged,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use reseal_proto::v1;
 use serde::Serialize;
 
-use super::{hex, text, usage};
+use super::{hex, management, origin, text, usage};
 use crate::cli::when::rfc3339;
 
 /// A host.
@@ -21,6 +21,8 @@ pub(crate) struct HostView {
     pub(crate) agent_version: Option<String>,
     pub(crate) clock_skew_seconds: i64,
     pub(crate) installations: u32,
+    /// Of these: nobody looks after them.
+    pub(crate) discovered: u32,
     pub(crate) findings: u32,
     pub(crate) ban_reason: Option<String>,
     #[serde(skip)]
@@ -45,6 +47,7 @@ impl From<v1::Host> for HostView {
             labels: host.labels,
             clock_skew_seconds: host.clock_skew,
             installations: host.installations,
+            discovered: host.discovered,
             findings: host.findings,
         }
     }
@@ -60,6 +63,10 @@ pub(crate) struct InstallationView {
     pub(crate) key_type: String,
     pub(crate) issuer: String,
     pub(crate) layout: String,
+    /// "labels", "configuration", "adopted"; "discovered": nobody looks after it.
+    pub(crate) management: &'static str,
+    /// "file", "image", "endpoint".
+    pub(crate) origin: &'static str,
     pub(crate) consumers: Vec<ConsumerView>,
     pub(crate) endpoints: Vec<EndpointView>,
     pub(crate) certificate: Option<CertificateView>,
@@ -69,6 +76,8 @@ impl From<v1::Installation> for InstallationView {
     fn from(installation: v1::Installation) -> Self {
         Self {
             usage: usage(installation.usage()),
+            management: management(installation.management()),
+            origin: origin(installation.origin()),
             id: installation.id,
             label: installation.label,
             names: installation.names,

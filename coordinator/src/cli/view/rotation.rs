@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use reseal_proto::v1::{self, TargetState};
 use serde::Serialize;
 
-use super::{AuthorityView, hex, on_failure, rotation_state, stage, target_state, text};
+use super::{AuthorityView, hex, on_failure, origin, rotation_state, stage, target_state, text};
 use crate::cli::when::rfc3339;
 
 /// The blast radius.
@@ -21,6 +21,8 @@ pub(crate) struct PlanView {
     pub(crate) warnings: Vec<String>,
     pub(crate) conflicts: Vec<String>,
     pub(crate) relying_parties: Vec<RelyingPartyView>,
+    pub(crate) unmanaged: u32,
+    pub(crate) unmanaged_certificates: Vec<UnmanagedView>,
     pub(crate) hosts: Vec<PlanHostView>,
 }
 
@@ -63,6 +65,8 @@ impl From<v1::PlanReply> for PlanView {
             warnings: plan.warnings,
             conflicts: plan.conflicts,
             relying_parties: plan.relying_parties.into_iter().map(Into::into).collect(),
+            unmanaged: plan.unmanaged,
+            unmanaged_certificates: plan.unmanaged_certificates.into_iter().map(Into::into).collect(),
             hosts,
         }
     }
@@ -92,6 +96,38 @@ impl From<v1::PlanTarget> for PlanTargetView {
             containers: target.containers,
             endpoints: target.endpoints,
             key_type: target.key_type,
+        }
+    }
+}
+
+/// A certificate that was discovered: nobody looks after it, and nothing replaces it.
+#[derive(Clone, Serialize)]
+pub(crate) struct UnmanagedView {
+    pub(crate) host: String,
+    pub(crate) installation: String,
+    pub(crate) label: String,
+    pub(crate) origin: &'static str,
+    pub(crate) names: Vec<String>,
+    pub(crate) containers: Vec<String>,
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) fingerprint: Option<String>,
+    pub(crate) not_after: Option<String>,
+    pub(crate) next: String,
+}
+
+impl From<v1::UnmanagedCertificate> for UnmanagedView {
+    fn from(found: v1::UnmanagedCertificate) -> Self {
+        Self {
+            origin: origin(found.origin()),
+            fingerprint: hex(&found.fingerprint),
+            not_after: rfc3339(found.not_after),
+            host: found.host,
+            installation: found.installation,
+            label: found.label,
+            names: found.names,
+            containers: found.containers,
+            endpoints: found.endpoints,
+            next: found.next,
         }
     }
 }
@@ -145,6 +181,9 @@ pub(crate) struct RotationView {
     pub(crate) replaced: bool,
     pub(crate) contained: bool,
     pub(crate) relying_parties: Vec<RelyingPartyView>,
+    /// Certificates of the compromised issuer that nobody looks after: not replaced.
+    pub(crate) unmanaged: u32,
+    pub(crate) unmanaged_certificates: Vec<UnmanagedView>,
     pub(crate) max_failures: String,
     pub(crate) on_failure: &'static str,
     #[serde(skip)]
@@ -251,6 +290,8 @@ impl From<v1::Rotation> for RotationView {
             replaced: targets > 0 && verified == targets,
             contained: rotation.contained,
             relying_parties: rotation.relying_parties.into_iter().map(Into::into).collect(),
+            unmanaged: rotation.unmanaged,
+            unmanaged_certificates: rotation.unmanaged_certificates.into_iter().map(Into::into).collect(),
             created_seconds: rotation.created_at,
             id: rotation.id,
             reason: rotation.reason,

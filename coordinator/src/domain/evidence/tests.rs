@@ -275,6 +275,14 @@ fn replaced_and_contained_need_everything() {
     all.residual.relying_parties[0].verdict = Verdict::Refuses;
     let verified = verify(&fleet.seal(all.clone()), fleet.anchor()).unwrap();
     assert!(verified.replaced && verified.contained);
+    all.residual.unmanaged.push(target("db-1", "/srv/legacy.crt"));
+    let file = fleet.seal(all.clone());
+    let verified = verify(&file, fleet.anchor()).unwrap();
+    assert!(verified.replaced && !verified.contained, "one is left that nobody looks after");
+    assert!(verified.warnings[0].starts_with("1 certificates of the compromised issuer"));
+    assert_eq!(verified.summary.targets, 4, "it is no target");
+    all.residual.unmanaged.clear();
+    assert!(!String::from_utf8(fleet.seal(all.clone())).unwrap().contains("unmanaged"));
     all.residual.relying_parties.clear();
     let verified = verify(&fleet.seal(all), fleet.anchor()).unwrap();
     assert!(!verified.contained, "nobody listed is nobody proved");

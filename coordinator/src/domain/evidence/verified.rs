@@ -45,8 +45,12 @@ pub(super) fn conclude(
     let replaced = summary.targets > 0 && summary.verified == summary.targets;
     let parties = &body.residual.relying_parties;
     let refuses = parties.iter().filter(|party| party.verdict == Verdict::Refuses).count();
-    let contained =
-        replaced && body.rotation.compromised.is_some() && !parties.is_empty() && refuses == parties.len();
+    let unmanaged = body.residual.unmanaged.len();
+    let contained = replaced
+        && body.rotation.compromised.is_some()
+        && !parties.is_empty()
+        && refuses == parties.len()
+        && unmanaged == 0;
     let mut warnings = Vec::new();
     if unchained > 0 {
         warnings.push(format!(
@@ -62,6 +66,11 @@ pub(super) fn conclude(
     let weak = summary.grades.file_only + summary.grades.unknown;
     if weak > 0 {
         warnings.push(format!("{weak} verified targets rest on the file alone, or say not on what"));
+    }
+    if unmanaged > 0 {
+        warnings.push(format!(
+            "{unmanaged} certificates of the compromised issuer are not managed by Reseal and were not replaced"
+        ));
     }
     if body.rotation.compromised.is_some() && !contained {
         warnings.push(match parties.len() {

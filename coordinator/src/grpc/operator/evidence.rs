@@ -35,6 +35,18 @@ impl OperatorService {
                 },
             })
             .collect();
+        residual.unmanaged = self
+            .unmanaged_of(&record.compromised, usize::MAX)
+            .await?
+            .rows
+            .into_iter()
+            .map(|row| TargetRecord {
+                host: row.host,
+                installation: row.installation,
+                label: row.label,
+                reason: Some(row.next),
+            })
+            .collect();
         let compromised = match record.compromised.as_str() {
             "" => None,
             name => Some(self.issuer_record(name).await?),
