@@ -14,7 +14,7 @@ use std::str::FromStr;
 use reseal_proto::facts::printable;
 use reseal_proto::v1::Usage;
 
-use super::values::{self, Command, Layout, Owner, Port, Reload, Starttls};
+use super::values::{self, Command, Layout, Owner, Port, Reload};
 use crate::key::KeyType;
 
 const PREFIX: &str = "reseal.";
@@ -290,10 +290,10 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
             let verify = ports
                 .unwrap_or_default()
                 .into_iter()
-                .map(|(port, name)| Port {
+                .map(|(port, starttls, name)| Port {
                     port,
                     sni: name.unwrap_or_else(|| sni.clone()),
-                    starttls: Starttls::None,
+                    starttls,
                 })
                 .collect();
             Ok(Certificate {

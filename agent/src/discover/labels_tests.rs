@@ -1,3 +1,4 @@
+use super::values::Starttls;
 use super::*;
 use proptest::prelude::*;
 
@@ -76,6 +77,23 @@ fn everything_that_can_be_said() {
 }
 
 #[test]
+fn a_port_says_what_comes_before_tls() {
+    let declared = with(&[(
+        "reseal.cert.site.verify",
+        "25,587,143,110,389,5432,3306,21,465,25/tls@mx.test,2525/smtp,5433/postgres@db.test",
+    )]);
+    assert_eq!(declared.problems, []);
+    let ports: Vec<String> = declared.certificates[0]
+        .verify
+        .iter()
+        .map(|one| format!("{}/{}@{}", one.port, one.starttls.name(), one.sni.split('.').next().unwrap()))
+        .collect();
+    let expected = "25/smtp@a 587/smtp@a 143/imap@a 110/pop3@a 389/ldap@a 5432/postgres@a 3306/mysql@a \
+                    21/ftp@a 465/@a 25/@mx 2525/smtp@a 5433/postgres@db";
+    assert_eq!(ports.join(" "), expected);
+}
+
+#[test]
 fn an_unknown_key_names_its_nearest() {
     for (typed, nearest) in [
         ("reseal.cert.site.nmaes", "reseal.cert.site.names"),
@@ -136,6 +154,11 @@ fn a_bad_value_is_named_and_nothing_is_managed() {
         ("reseal.cert.site.verify", "443@*.test"),
         ("reseal.cert.site.verify", "443@"),
         ("reseal.cert.site.verify", "+443"),
+        ("reseal.cert.site.verify", "443/https"),
+        ("reseal.cert.site.verify", "443/"),
+        ("reseal.cert.site.verify", "443/SMTP"),
+        ("reseal.cert.site.verify", "443@a.test/smtp"),
+        ("reseal.cert.site.verify", "/smtp"),
     ] {
         let mut labels: BTreeMap<&str, &str> = MINIMAL.into_iter().collect();
         labels.insert(key, value);

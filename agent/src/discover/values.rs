@@ -205,6 +205,39 @@ impl Starttls {
             Self::Ftp => "ftp",
         }
     }
+
+    /// What a port speaks when nothing else is said: only where no other use of
+    /// it is registered with TLS from the first byte (IANA service names).
+    pub fn of_port(port: u16) -> Self {
+        match port {
+            25 | 587 => Self::Smtp,
+            143 => Self::Imap,
+            110 => Self::Pop3,
+            389 => Self::Ldap,
+            5432 => Self::Postgres,
+            3306 => Self::Mysql,
+            21 => Self::Ftp,
+            _ => Self::None,
+        }
+    }
+}
+
+impl FromStr for Starttls {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "tls" => Ok(Self::None),
+            "smtp" => Ok(Self::Smtp),
+            "imap" => Ok(Self::Imap),
+            "pop3" => Ok(Self::Pop3),
+            "ldap" => Ok(Self::Ldap),
+            "postgres" => Ok(Self::Postgres),
+            "mysql" => Ok(Self::Mysql),
+            "ftp" => Ok(Self::Ftp),
+            _ => Err("the protocol behind / must be smtp, imap, pop3, ldap, postgres, mysql, ftp, or tls for TLS from the first byte".into()),
+        }
+    }
 }
 
 /// A container port that serves TLS.
@@ -359,8 +392,9 @@ pub(super) fn key_mode(text: &str) -> Result<u32, String> {
     Ok(mode)
 }
 
-/// `443,8443@api.example.test`, or `none`.
-pub(super) fn ports(text: &str) -> Result<Vec<(u16, Option<String>)>, String> {
+/// `443,25/smtp,8443@api.example.test`, or `none`. Protocol and name are those of
+/// [`Starttls::of_port`] and of the certificate where the entry says none.
+pub(super) fn ports(text: &str) -> Result<Vec<(u16, Starttls, Option<String>)>, String> {
     if text == "none" {
         return Ok(Vec::new());
     }
@@ -370,10 +404,14 @@ pub(super) fn ports(text: &str) -> Result<Vec<(u16, Option<String>)>, String> {
             Some((port, name)) => (port, Some(name)),
             None => (item, None),
         };
+        let (port, protocol) = match port.split_once('/') {
+            Some((port, protocol)) => (port, Some(Starttls::from_str(protocol)?)),
+            None => (port, None),
+        };
         let port = decimal(port)
             .and_then(|port| u16::try_from(port).ok())
             .filter(|port| *port > 0)
-            .ok_or("each entry must be PORT or PORT@NAME, or the whole of it none")?;
+            .ok_or("each entry must be PORT[/PROTOCOL][@NAME], or the whole of it none")?;
         let name = match name {
             None => None,
             Some(name) if name.starts_with('*') => {
@@ -384,7 +422,7 @@ pub(super) fn ports(text: &str) -> Result<Vec<(u16, Option<String>)>, String> {
                 Err(_) => Some(dns_name(name)?),
             },
         };
-        let entry = (port, name);
+        let entry = (port, protocol.unwrap_or_else(|| Starttls::of_port(port)), name);
         if !ports.contains(&entry) {
             ports.push(entry);
         }

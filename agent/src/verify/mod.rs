@@ -6,7 +6,10 @@
 //! never looked at here. Polls until a deadline; each look is a full handshake
 //! without resumption ([`probe`]).
 
+mod dial;
 pub mod probe;
+pub mod starttls;
+mod witness;
 
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::chain;
 use crate::discover::Endpoint;
-use probe::{ProbeError, Seen, Version};
+use probe::{Ask, ProbeError, Seen, Version};
 
 /// In a row, per TLS version.
 const HANDSHAKES: usize = 3;
@@ -152,13 +155,13 @@ pub async fn look(endpoint: &Endpoint, expected: Expected<'_>) -> Result<Endpoin
     let mut unspoken = None;
     for version in [Version::Tls13, Version::Tls12] {
         for round in 0..HANDSHAKES {
-            match probe::handshake(endpoint, version).await {
+            match probe::handshake(endpoint, Ask { version: Some(version), ..Ask::ANYTHING }).await {
                 Ok(seen) => {
                     chain_valid = judge(endpoint, expected, &seen)?;
                     handshakes += 1;
                 }
                 // In the first round only: a version does not go away.
-                Err(error @ ProbeError::Version { .. }) if round == 0 => {
+                Err(error @ ProbeError::Unspoken { .. }) if round == 0 => {
                     unspoken = Some(error);
                     break;
                 }

@@ -2,9 +2,11 @@ use std::sync::Arc;
 
 use super::*;
 use crate::chain::tests::{Authority, Leaf};
+use crate::discover::Starttls;
 use crate::key::{KeyType, PrivateKey};
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 struct Server {
@@ -145,4 +147,101 @@ async fn waits_until_the_new_one_is_served() {
     let ((proofs, result), ()) = tokio::join!(endpoints(&endpoints_list, expected, late), switch);
     result.unwrap();
     assert_eq!(proofs[0].served, leaf);
+}
+
+/// Takes one connection after the other and gives each to `serve`.
+async fn plain<F>(serve: impl Fn(tokio::net::TcpStream) -> F + Send + 'static) -> Endpoint
+where
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream));
+        }
+    });
+    Endpoint { address, sni: "a.test".into(), ..Endpoint::default() }
+}
+
+/// An SMTP server that comes to TLS and has `config`.
+async fn mail(config: rustls::ServerConfig) -> Endpoint {
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    plain(move |mut stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            for (says, hears) in [("220 mx ESMTP\r\n", "EHLO"), ("250-mx\r\n250 STARTTLS\r\n", "STARTTLS")] {
+                stream.write_all(says.as_bytes()).await?;
+                let mut heard = [0; 64];
+                let read = stream.read(&mut heard).await?;
+                if !heard[..read].starts_with(hears.as_bytes()) {
+                    return stream.write_all(b"500 what?\r\n").await;
+                }
+            }
+            stream.write_all(b"220 go\r\n").await?;
+            acceptor.accept(stream).await.map(drop)
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_look_finds_out_what_is_spoken() {
+    let authority = Authority::new("a");
+    let limit = Duration::from_secs(5);
+    let server = serve(&authority, BOTH, true).await;
+    let seen = probe::look_once(&server.endpoint, limit).await.unwrap();
+    assert_eq!(sha256(&seen.chain[0]), server.leaf);
+    assert_eq!((seen.proved, seen.version), (true, Some(Version::Tls13)));
+
+    let (config, leaf) = server_config(&authority, BOTH, false);
+    let mail = mail(config).await;
+    // Nobody said that it is a mail server.
+    for sni in ["a.test", ""] {
+        let endpoint = Endpoint { sni: sni.into(), ..mail.clone() };
+        let seen = probe::look_once(&endpoint, limit).await.unwrap();
+        assert_eq!((sha256(&seen.chain[0]), seen.starttls), (leaf, Starttls::Smtp));
+    }
+    let told = Endpoint { starttls: Starttls::Smtp, ..mail.clone() };
+    let expected = Expected { fingerprint: leaf, anchors: None, now: UnixTime::now() };
+    look(&told, expected).await.unwrap();
+    assert_eq!(look(&mail, expected).await.unwrap_err().code(), "no-tls");
+}
+
+#[tokio::test]
+async fn a_look_ends_whatever_the_server_does() {
+    reseal_proto::channel::install_crypto();
+    let silent = plain(|stream| async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+        Ok(())
+    })
+    .await;
+    let http = plain(|mut stream| async move {
+        let mut heard = [0; 2048];
+        stream.read(&mut heard).await?;
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await
+    })
+    .await;
+    let endless = plain(|mut stream| async move {
+        loop {
+            stream.write_all(b"220-and another line\r\n").await?;
+        }
+    })
+    .await;
+    let rude = plain(|stream| async move { Ok(drop(stream)) }).await;
+    let limit = Duration::from_secs(2);
+    for (endpoint, code) in
+        [(silent, "endpoint-unreachable"), (http, "no-tls"), (endless, "no-tls"), (rude, "no-tls")]
+    {
+        let begun = Instant::now();
+        let error = probe::look_once(&endpoint, limit).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(begun.elapsed() < limit * 2);
+        for starttls in [Starttls::Smtp, Starttls::Mysql, Starttls::Ldap] {
+            let told = Endpoint { starttls, ..endpoint.clone() };
+            probe::look_once(&told, limit).await.unwrap_err();
+        }
+        assert!(begun.elapsed() < limit * 6);
+    }
 }
