@@ -154,9 +154,17 @@ pub fn accepted(
     now: UnixTime,
 ) -> Result<(), ChainError> {
     check_path(chain, anchors, now, Purpose::Server)?;
-    EndEntityCert::try_from(&chain[0])
-        .and_then(|leaf| leaf.verify_is_valid_for_subject_name(name))
-        .map_err(|_| ChainError::Name(name.to_str().into_owned()))
+    if covers(&chain[0], name) { Ok(()) } else { Err(ChainError::Name(name.to_str().into_owned())) }
+}
+
+/// Is this a certificate for that name (RFC 9525, section 6.3)?
+pub fn covers(leaf: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
+    EndEntityCert::try_from(leaf).is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(name).is_ok())
+}
+
+/// Is subject and issuer the same, as in a root? `false` for what cannot be read.
+pub fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
+    facts::parse(certificate).is_ok_and(|parsed| parsed.subject() == parsed.issuer())
 }
 
 #[derive(Clone, Copy)]

@@ -16,7 +16,7 @@ use crate::discover::docker::Engine;
 use crate::identity::{Identity, IdentityError, IdentityStore, Slot};
 use crate::room::Room;
 use crate::state::{Lock, Session};
-use crate::{app, clock as clocks, link, scan};
+use crate::{app, clock as clocks, link, scan, verify};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,7 @@ pub async fn run(config: &Config, json: bool) -> (String, bool) {
     checks.push(processes());
     checks.push(docker(config).await);
     checks.push(signals(config).await);
+    checks.push(networks(config).await);
     checks.push(disks(config).await);
     let (coordinator, now) = coordinator(config).await;
     checks.push(identity(config, now));
@@ -165,6 +166,34 @@ async fn signals(config: &Config) -> Check {
     let told =
         format!("may be sent; tried on {tried} running consumers that are reloaded so, nothing was sent");
     check("signals", Verdict::Good, told)
+}
+
+/// May it look from within containers' networks? Tried on every running container that
+/// declares ports, and nothing is dialled.
+async fn networks(config: &Config) -> Check {
+    let Ok(containers) = Engine::new(&config.docker).containers().await else {
+        return check("networks", Verdict::Warning, "not tried: the Docker Engine does not answer");
+    };
+    let mut tried = 0;
+    for consumer in assemble(containers).installations.values().flat_map(|one| &one.consumers) {
+        if !consumer.running || !consumer.serves {
+            continue;
+        }
+        // Only what has no other way depends on it.
+        let needed = consumer.endpoints.iter().any(|endpoint| endpoint.within.is_some());
+        match verify::may_enter(consumer.pid, &consumer.container) {
+            Ok(()) => tried += 1,
+            Err(error) => {
+                let verdict = if needed { Verdict::Bad } else { Verdict::Warning };
+                return check("networks", verdict, crate::chain_of(&error).to_string());
+            }
+        }
+    }
+    check(
+        "networks",
+        Verdict::Good,
+        format!("of {tried} running consumers could be entered to look at ports that the host cannot dial"),
+    )
 }
 
 /// Room where the agent writes: its own directory, and those of the certificates.
@@ -318,6 +347,7 @@ mod tests {
         assert_eq!(result("state")["result"], "bad");
         assert_eq!(result("docker")["result"], "bad");
         assert_eq!(result("signals")["result"], "warning");
+        assert_eq!(result("networks")["result"], "warning");
         assert_eq!(result("disks")["result"], "ok");
         assert_eq!(result("clock")["result"], "warning");
         let said = clock(&config, Some(i64::MIN));

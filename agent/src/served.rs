@@ -3,27 +3,39 @@
 //! A certificate may be installed while nothing runs that could prove it
 //! (*unserved*). When its consumer starts, its endpoints are looked at; what
 //! they serve instead, or that they do not answer, is a finding until they do.
-//! Never reloads and never restarts anything.
+//! So is what clients will mind although it is the right certificate: a name it
+//! does not have, intermediates that are in the file and are not sent. Never
+//! reloads and never restarts anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_proto::v1::Finding;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::info;
 
 use crate::clock::Standing;
-use crate::discover::{Consumer, Host, Installation, finding};
+use crate::discover::{Consumer, Endpoint, Host, Installation, finding};
 use crate::install::Files;
 use crate::target::{Tools, endpoints_of, unseen};
+use crate::verify::probe::{self, Family};
 use crate::verify::{self, Expected, VerifyError};
+use crate::{chain, pem};
 
 const CONCURRENT: usize = 4;
 /// The file may change while we look (a renewal is under way): looked at anew.
 const ROUND: Duration = Duration::from_secs(5);
+
+/// For the look at what is sent beside the certificate.
+const CHAIN_LOOK: Duration = Duration::from_secs(5);
+
+/// Every finding that a look may end with.
+const FINDINGS: [&str; 4] =
+    ["served-differs-from-file", "endpoint-unreachable", "name-mismatch", "incomplete-chain"];
 
 /// What still waits for its proof is looked at this often, if it runs.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -107,33 +119,82 @@ fn started(
 async fn look(tools: &Tools, installation: &Installation) {
     let deadline = Instant::now() + tools.config.verify_timeout;
     let endpoints = endpoints_of(&installation.consumers);
-    let mut problem = loop {
-        let Some(fingerprint) = on_disk(tools, installation).await else {
+    let (mut problem, file) = loop {
+        let Some(file) = on_disk(tools, installation).await else {
             return;
         };
-        let expected = Expected { fingerprint, anchors: None, now: tools.clock.unix_time() };
+        let expected = Expected { family: file.family, ..Expected::just(file.fingerprint) };
         let round = deadline.min(Instant::now() + ROUND);
         match verify::endpoints(&endpoints, expected, round).await.1 {
-            Ok(()) => break None,
+            Ok(()) => break (None, file),
             Err(error) if Instant::now() + Duration::from_millis(100) >= deadline => {
                 // A consumer that has ended by now is not at fault.
                 if still_running(tools, installation).await {
-                    break Some(error);
+                    break (Some(error), file);
                 }
                 return;
             }
             Err(_) => {}
         }
     };
+    let mut found = Vec::new();
     if problem.is_none() {
         info!(installation = %installation.id, "a started consumer serves what is on disk");
+        found = flaws(installation, &endpoints, &file).await;
         problem = prove(tools, installation).await;
     }
-    let found = problem.as_ref().map(|error| described(installation, error));
-    for id in ["served-differs-from-file", "endpoint-unreachable"] {
-        let this = found.clone().filter(|found| found.id == id);
+    found.extend(problem.as_ref().map(|error| described(installation, error)));
+    for id in FINDINGS {
+        let this = found.iter().find(|found| found.id == id).cloned();
         tools.discovery.note(id, &installation.id, this).await;
     }
+}
+
+/// What clients will mind, although it is the certificate that is on disk.
+async fn flaws(installation: &Installation, endpoints: &[Endpoint], file: &OnDisk) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for endpoint in endpoints {
+        let served = probe::look_once(endpoint, CHAIN_LOOK).await.map(|seen| seen.chain).unwrap_or_default();
+        let flaws = [
+            ("name-mismatch", unnamed(endpoint, &file.chain)),
+            ("incomplete-chain", unsent(endpoint, &file.chain, &served)),
+        ];
+        let flaws = flaws.into_iter().filter_map(|(id, message)| Some((id, message?)));
+        found.extend(flaws.map(|(id, message)| finding(id, &installation.id, &message, "warning")));
+    }
+    found
+}
+
+/// The name that is asked for there is not in the certificate.
+fn unnamed(endpoint: &Endpoint, chain: &[CertificateDer<'_>]) -> Option<String> {
+    let name = ServerName::try_from(endpoint.sni.as_str()).ok()?;
+    if chain::covers(chain.first()?, &name) {
+        return None;
+    }
+    let facts = chain::facts_of(chain).ok()?;
+    let names = if facts.names.is_empty() { "no name".to_owned() } else { facts.names.join(", ") };
+    Some(format!(
+        "{} is asked for {} and serves a certificate for {names}: clients refuse it",
+        endpoint.address, endpoint.sni
+    ))
+}
+
+/// Intermediates that the file has and the program does not send. A root need not be sent.
+fn unsent(endpoint: &Endpoint, file: &[CertificateDer<'_>], served: &[CertificateDer<'_>]) -> Option<String> {
+    // Nothing was seen, or something else by now.
+    if served.first()? != file.first()? {
+        return None;
+    }
+    let beside = file.iter().skip(1).filter(|certificate| !chain::is_self_issued(certificate));
+    let missing = beside.filter(|certificate| !served.contains(certificate)).count();
+    (missing > 0).then(|| {
+        format!(
+            "{} sends {} of the {} certificates in the file, {missing} intermediates are missing: make the program send the whole file",
+            endpoint.address,
+            served.len(),
+            file.len()
+        )
+    })
 }
 
 fn described(installation: &Installation, error: &VerifyError) -> Finding {
@@ -145,12 +206,22 @@ fn described(installation: &Installation, error: &VerifyError) -> Finding {
     finding(id, &installation.id, &message, "warning")
 }
 
-async fn on_disk(tools: &Tools, installation: &Installation) -> Option<[u8; 32]> {
+/// The certificate file as it is now.
+struct OnDisk {
+    fingerprint: [u8; 32],
+    family: Family,
+    /// Leaf first.
+    chain: Vec<CertificateDer<'static>>,
+}
+
+async fn on_disk(tools: &Tools, installation: &Installation) -> Option<OnDisk> {
     let (config, copy) = (tools.config.clone(), installation.clone());
     let read = tokio::task::spawn_blocking(move || {
-        let text = Files::open(&config, &copy).and_then(|files| files.live());
-        let facts = crate::chain::facts(&text.ok()??).ok()?;
-        facts.fingerprint.try_into().ok()
+        let text = Files::open(&config, &copy).and_then(|files| files.live()).ok()??;
+        let chain = pem::read_certificates(&text).ok()?;
+        let facts = chain::facts_of(&chain).ok()?;
+        let family = Family::of_key_type(&facts.key_type);
+        Some(OnDisk { fingerprint: facts.fingerprint.try_into().ok()?, family, chain })
     });
     read.await.ok().flatten()
 }
@@ -168,7 +239,7 @@ async fn still_running(tools: &Tools, installation: &Installation) -> bool {
 /// and this time with what clients trust, at a time that is known. A chain that
 /// clients refuse is what it goes on waiting for.
 async fn prove(tools: &Tools, installation: &Installation) -> Option<VerifyError> {
-    let fingerprint = on_disk(tools, installation).await?;
+    let OnDisk { fingerprint, family, .. } = on_disk(tools, installation).await?;
     let (Ok(consumers), anchors) = (tools.discovery.consumers(installation).await, tools.session.anchors())
     else {
         return None;
@@ -176,7 +247,8 @@ async fn prove(tools: &Tools, installation: &Installation) -> Option<VerifyError
     if unseen(&consumers) || tools.clock.standing() != Standing::Right {
         return None;
     }
-    let expected = Expected { fingerprint, anchors: Some(&anchors), now: tools.clock.unix_time() };
+    let (anchors, now) = (Some(anchors.as_slice()), tools.clock.unix_time());
+    let expected = Expected { family, anchors, now, ..Expected::just(fingerprint) };
     let deadline = Instant::now() + tools.config.verify_timeout;
     let (proofs, outcome) = verify::endpoints(&endpoints_of(&consumers), expected, deadline).await;
     let waits = tools.unserved.waits(&installation.id, &fingerprint);
@@ -212,7 +284,9 @@ async fn settle(tools: &Tools, installation: &Installation) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::tests::{Authority, Leaf};
     use crate::discover::assemble::{assemble, tests::web};
+    use crate::key::{KeyType, PrivateKey};
     use reseal_proto::v1::CertificateFacts;
 
     fn host(running: bool, pid: i32, certificate: bool) -> Host {
@@ -226,6 +300,28 @@ mod tests {
             }
         }
         host
+    }
+
+    #[test]
+    fn a_name_and_an_intermediate_that_clients_miss_are_told() {
+        let authority = Authority::new("a");
+        let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let mut file = authority.issue(&key, &Leaf::server(&["a.test", "10.0.0.5"]));
+        let at = |sni: &str| Endpoint { address: "x:443".into(), sni: sni.into(), ..Endpoint::default() };
+        assert_eq!(unnamed(&at("a.test"), &file), None);
+        assert_eq!(unnamed(&at("10.0.0.5"), &file), None);
+        let told = unnamed(&at("b.test"), &file).unwrap();
+        assert!(told.contains("b.test") && told.contains("a.test, 10.0.0.5"), "{told}");
+
+        assert_eq!(unsent(&at("a.test"), &file, &file), None);
+        let told = unsent(&at("a.test"), &file, &file[..1]).unwrap();
+        assert!(told.contains("sends 1 of the 2"), "{told}");
+        // Nobody misses a root, and of something else nothing is said.
+        let served = file.clone();
+        file.push(authority.root.clone());
+        assert_eq!(unsent(&at("a.test"), &file, &served), None);
+        assert_eq!(unsent(&at("a.test"), &file, &[]), None);
+        assert_eq!(unsent(&at("a.test"), &file, &file[1..]), None);
     }
 
     #[test]

@@ -90,7 +90,7 @@ async fn unserved_then_started_then_renewed() {
     assert_eq!((second.state(), second.grade()), (TargetState::Verified, Grade::Probe));
     assert_eq!(second.before, late.after);
     let endpoint = &second.endpoints[0];
-    assert!(endpoint.chain_valid && endpoint.served == second.after && endpoint.handshakes == 6);
+    assert!(endpoint.chain_valid && endpoint.served == second.after && endpoint.handshakes == 9);
     assert_eq!(second.reloads[0].method, "signal HUP");
     let file = std::fs::read(&id).unwrap();
     let chain = reseal_agent::pem::read_certificates(&file).unwrap();

@@ -5,15 +5,15 @@
 //! files. Where they do not, a finding says so and nothing is managed there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use reseal_proto::v1::{Finding, Management};
 
 use super::labels::{Certificate, Trust};
 use super::mounts::{self, Located};
 use super::{
-    Consumer, Container, Endpoint, Host, Installation, Layout, Place, Reload, TrustTarget, Wanted, finding,
-    programs,
+    Consumer, Container, Endpoint, Host, Installation, Layout, Place, Port, Reload, Server, TrustTarget,
+    Wanted, Within, finding, programs,
 };
 
 /// More installations on one host are not reported.
@@ -135,7 +135,7 @@ impl Assembly {
             self.findings.push(finding("reload-missing", label, &message, "warning"));
         }
         if container.running && consumer.serves && consumer.endpoints.is_empty() {
-            let message = "ports are declared but the container has no address that the host can dial";
+            let message = "ports are declared, but the container has no address and its processes are not seen: run the agent with the host's PID namespace (pid: host)";
             self.findings.push(finding("endpoint-unreachable", label, message, "warning"));
         }
         consumer
@@ -245,23 +245,10 @@ pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
         (None, Some(known)) => (known.reload, known.check),
         (None, None) => (Reload::None, None),
     };
-    let mut endpoints: Vec<Endpoint> = Vec::new();
-    if container.running {
-        for port in &declared.verify {
-            let own = container.addresses.iter().map(|address| SocketAddr::new(*address, port.port));
-            let published = container.published.get(&port.port).into_iter().flatten();
-            for address in own.chain(published.copied()) {
-                endpoints.push(Endpoint {
-                    address: address.to_string(),
-                    sni: port.sni.clone(),
-                    starttls: port.starttls,
-                    within: None,
-                });
-            }
-        }
-        endpoints.sort();
-        endpoints.dedup();
-    }
+    let mut endpoints: Vec<Endpoint> =
+        declared.verify.iter().flat_map(|port| endpoints_of(container, port)).collect();
+    endpoints.sort();
+    endpoints.dedup();
     Consumer {
         container: container.name.clone(),
         container_id: container.id.clone(),
@@ -274,6 +261,36 @@ pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
         serves: !declared.verify.is_empty(),
         endpoints,
     }
+}
+
+/// Where a declared port can be dialled while the container runs: at its own addresses
+/// and where it is published, from the host. Without any of these it is dialled by
+/// loopback, from within the container's network.
+fn endpoints_of(container: &Container, port: &Port) -> Vec<Endpoint> {
+    if !container.running {
+        return Vec::new();
+    }
+    let server = |published| {
+        let (container, pid) = (container.name.clone(), container.pid);
+        (pid > 0).then_some(Server { container, pid, port: port.port, published })
+    };
+    let endpoint = |address: SocketAddr, published| Endpoint {
+        address: address.to_string(),
+        sni: port.sni.clone(),
+        starttls: port.starttls,
+        within: None,
+        server: server(published),
+    };
+    let own = container.addresses.iter().map(|address| SocketAddr::new(*address, port.port));
+    let published = container.published.get(&port.port).into_iter().flatten();
+    let mut endpoints: Vec<Endpoint> = own.map(|address| endpoint(address, false)).collect();
+    endpoints.extend(published.map(|address| endpoint(*address, true)));
+    if endpoints.is_empty() && container.pid > 0 {
+        let within = Within { container: container.name.clone(), pid: container.pid };
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, port.port));
+        endpoints.push(Endpoint { within: Some(within), ..endpoint(loopback, false) });
+    }
+    endpoints
 }
 
 /// A bundle has no reload label of its own: the container's first certificate

@@ -1,4 +1,5 @@
 use super::*;
+use crate::discover::Starttls;
 use crate::discover::labels;
 use crate::discover::mounts::Mount;
 
@@ -43,6 +44,28 @@ fn a_container_becomes_an_installation() {
     let addresses: Vec<_> = consumer.endpoints.iter().map(|e| e.address.as_str()).collect();
     assert_eq!(addresses, ["127.0.0.1:8443", "172.17.0.2:443"]);
     assert_eq!(consumer.endpoints[0].sni, "a.example.test");
+    assert!(consumer.endpoints.iter().all(|endpoint| endpoint.within.is_none()));
+    let servers = consumer.endpoints.iter().map(|endpoint| endpoint.server.as_ref().unwrap());
+    let published: Vec<_> = servers.map(|server| (server.port, server.published)).collect();
+    assert_eq!(published, [(443, true), (443, false)]);
+}
+
+#[test]
+fn without_an_address_a_port_is_dialled_from_within() {
+    let mut container = labelled("web", "/srv/tls", &[("reseal.cert.site.verify", "5432")]);
+    container.addresses.clear();
+    let host = assemble(vec![container.clone()]);
+    assert_eq!(host.findings, []);
+    let endpoints = &host.installations["/srv/tls/site.crt"].consumers[0].endpoints;
+    assert_eq!(endpoints.len(), 1);
+    assert_eq!(endpoints[0].address, "127.0.0.1:5432");
+    assert_eq!(endpoints[0].starttls, Starttls::Postgres);
+    assert_eq!(endpoints[0].within, Some(Within { container: "web".into(), pid: 1 }));
+    // Its processes are not seen: there is no way to it.
+    container.pid = 0;
+    let host = assemble(vec![container]);
+    assert_eq!(host.findings[0].id, "endpoint-unreachable");
+    assert!(host.installations["/srv/tls/site.crt"].consumers[0].endpoints.is_empty());
 }
 
 #[test]

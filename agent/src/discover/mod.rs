@@ -173,6 +173,22 @@ pub struct Endpoint {
     pub starttls: Starttls,
     /// From where it is dialled; the host when absent.
     pub within: Option<Within>,
+    /// What answers there, as far as it is known.
+    pub server: Option<Server>,
+}
+
+/// The container that an endpoint leads to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Server {
+    /// Its name.
+    pub container: String,
+    /// Of its PID 1 in the host's PID namespace.
+    pub pid: i32,
+    /// Where it listens, in its own network.
+    pub port: u16,
+    /// The endpoint's address is one that the engine publishes on the host: others come
+    /// that way, so no other way is taken instead.
+    pub published: bool,
 }
 
 /// A container from whose network something is dialled.

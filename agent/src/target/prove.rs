@@ -14,6 +14,7 @@ use crate::clock::Standing;
 use crate::discover::{Consumer, Reload};
 use crate::journal::Entry;
 use crate::reload::ReloadError;
+use crate::verify::probe::Family;
 use crate::verify::{self, Expected};
 
 /// Consumers may change under the agent's hands this often in one target.
@@ -63,7 +64,7 @@ impl Target<'_> {
         let after = self.consumers().await?;
         // Once: a Welcome in the middle must not call verified what was not judged.
         let clock = self.tools.clock.standing();
-        self.verify(&after, &entry.new, clock, shown).instrument(self.span("verify")).await?;
+        self.verify(&after, &entry, clock, shown).instrument(self.span("verify")).await?;
         let (state, grade) = self.judge(&after, shown);
         Ok(at_a_known_time(state, grade, clock))
     }
@@ -100,15 +101,18 @@ impl Target<'_> {
     async fn verify(
         &self,
         consumers: &[Consumer],
-        fingerprint: &[u8],
+        entry: &Entry,
         clock: Standing,
         shown: &mut Shown,
     ) -> Result<(), TargetError> {
         let endpoints = endpoints_of(consumers);
         crate::fail_point("agent.before_verify");
         let anchors = self.tools.session.anchors();
+        let former: Vec<[u8; 32]> = entry.before.as_slice().try_into().into_iter().collect();
         let expected = Expected {
-            fingerprint: fingerprint.try_into().unwrap_or([0; 32]),
+            fingerprint: entry.new.as_slice().try_into().unwrap_or([0; 32]),
+            family: Family::of_key_type(self.installation.wanted.key_type.name()),
+            former: &former,
             // A chain is not judged by a clock that may be wrong.
             anchors: (clock != Standing::Unmeasured).then_some(&anchors),
             now: self.tools.clock.unix_time(),

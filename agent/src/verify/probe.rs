@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::dial::dial;
+use super::farewell;
 use super::starttls::{self, Dialogue, StarttlsError, Step};
 pub use super::witness::Family;
 use super::witness::{Witness, Witnessed};
@@ -33,7 +34,7 @@ const TIMEOUT_STARTTLS: Duration = Duration::from_secs(10);
 const GREETING: Duration = Duration::from_millis(300);
 
 /// A TLS version, tried alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     /// RFC 5246.
     Tls12,
@@ -73,7 +74,8 @@ impl Ask {
     /// For the endpoint's name, whatever the rest.
     pub const ANYTHING: Self = Self { version: None, family: Family::Any, named: true };
 
-    fn described(self) -> String {
+    /// In messages: "TLSv1.3 with an RSA certificate".
+    pub(super) fn described(self) -> String {
         let version = self.version.map_or("TLS", Version::name);
         let without = if self.named { "" } else { " without a server name" };
         format!("{version}{}{without}", self.family.described())
@@ -87,13 +89,10 @@ pub struct Seen {
     pub chain: Vec<CertificateDer<'static>>,
     /// The server has proved to have the leaf's key. Always so from [`handshake`].
     pub proved: bool,
-    /// What was spoken; `None` when the handshake broke off behind the certificate.
+    /// What was spoken; `None` when it broke off before that was known.
     pub version: Option<Version>,
     /// What was spoken before the handshake.
     pub starttls: Starttls,
-    /// The connection, where the handshake came to its end; whoever keeps it keeps the
-    /// server's worker busy.
-    pub held: Option<Box<TlsStream<TcpStream>>>,
 }
 
 /// Nothing was seen.
@@ -128,6 +127,14 @@ pub enum ProbeError {
         /// Its name.
         container: String,
     },
+    /// Nor is there anybody to be found there.
+    #[error("nothing in container {container} listens on port {port}: correct the label or the service")]
+    NotListening {
+        /// Its name.
+        container: String,
+        /// As the label says.
+        port: u16,
+    },
     /// No answer.
     #[error("no answer within {} seconds", .0.as_secs_f32())]
     Timeout(Duration),
@@ -156,7 +163,9 @@ impl ProbeError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Name(_) | Self::Setup(_) | Self::Forbidden { .. } | Self::Enter { .. } => "probe-setup",
-            Self::Connect(_) | Self::Timeout(_) | Self::Ended { .. } => "endpoint-unreachable",
+            Self::Connect(_) | Self::Timeout(_) | Self::Ended { .. } | Self::NotListening { .. } => {
+                "endpoint-unreachable"
+            }
             Self::Starttls(_) | Self::Unspoken { .. } | Self::Handshake(_) => "no-tls",
         }
     }
@@ -226,16 +235,18 @@ async fn attempt(endpoint: &Endpoint, starttls: Starttls, ask: Ask) -> Result<(S
     converse(&mut stream, starttls).await.map_err(ProbeError::Starttls)?;
     let shaken = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     let Witnessed { chain, proved } = witness.take();
-    let (held, ended) = match shaken {
-        Ok(stream) => (Some(Box::new(stream)), io::Error::other("the server proved nothing")),
-        Err(error) => (None, error),
+    let (version, ended) = match shaken {
+        Ok(mut stream) => {
+            farewell::say(&mut stream, starttls).await;
+            (version_of(&stream), io::Error::other("the server proved nothing"))
+        }
+        // It may have refused us after it had shown its own.
+        Err(error) => (ask.version, error),
     };
     if chain.is_empty() {
         return Err(classify(ended, ask));
     }
-    // It may have refused us after it had shown its own.
-    let version = held.as_ref().and_then(|stream| version_of(stream)).or(ask.version);
-    Ok((Seen { chain, proved, version, starttls, held }, ended))
+    Ok((Seen { chain, proved, version, starttls }, ended))
 }
 
 /// Comes to the point where TLS begins.

@@ -1,15 +1,18 @@
 use std::sync::Arc;
 
+use super::look::look;
+use super::probe::Version;
 use super::*;
 use crate::chain::tests::{Authority, Leaf};
 use crate::discover::Starttls;
 use crate::key::{KeyType, PrivateKey};
+use reseal_proto::facts::sha256;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-struct Server {
+struct Site {
     endpoint: Endpoint,
     leaf: [u8; 32],
     root: CertificateDer<'static>,
@@ -17,7 +20,7 @@ struct Server {
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Server {
+impl Drop for Site {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -46,7 +49,7 @@ fn server_config(
     (builder.with_single_cert(chain, pkcs8).unwrap(), leaf)
 }
 
-async fn serve(authority: &Authority, versions: Versions, client_auth: bool) -> Server {
+async fn serve(authority: &Authority, versions: Versions, client_auth: bool) -> Site {
     reseal_proto::channel::install_crypto();
     let (config, leaf) = server_config(authority, versions, client_auth);
     let config = Arc::new(std::sync::Mutex::new(Arc::new(config)));
@@ -64,7 +67,11 @@ async fn serve(authority: &Authority, versions: Versions, client_auth: bool) -> 
             tokio::spawn(async move { acceptor.accept(stream).await.map(drop) });
         }
     });
-    Server { endpoint, leaf, root: authority.root.clone(), config, task }
+    Site { endpoint, leaf, root: authority.root.clone(), config, task }
+}
+
+fn expected<'a>(fingerprint: [u8; 32], anchors: &'a [CertificateDer<'static>]) -> Expected<'a> {
+    Expected { anchors: Some(anchors), now: UnixTime::now(), ..Expected::just(fingerprint) }
 }
 
 const BOTH: Versions = &[&rustls::version::TLS12, &rustls::version::TLS13];
@@ -79,10 +86,10 @@ async fn every_spoken_version_is_looked_at() {
     {
         let server = serve(&authority, versions, false).await;
         let anchors = [server.root.clone()];
-        let expected = Expected { fingerprint: server.leaf, anchors: Some(&anchors), now: UnixTime::now() };
+        let expected = expected(server.leaf, &anchors);
         let proof = look(&server.endpoint, expected).await.unwrap();
         assert_eq!(proof.versions, names);
-        assert_eq!(proof.handshakes as usize, HANDSHAKES * names.len());
+        assert_eq!(proof.handshakes as usize, 1 + look::LEAST * names.len());
         assert!(proof.chain_valid);
         let address = Endpoint { sni: "127.0.0.1".into(), ..server.endpoint.clone() };
         assert!(look(&address, expected).await.unwrap().chain_valid);
@@ -95,9 +102,9 @@ async fn a_server_that_wants_a_client_certificate_is_seen_all_the_same() {
     for versions in [OLD, NEW] {
         let server = serve(&authority, versions, true).await;
         let anchors = [server.root.clone()];
-        let expected = Expected { fingerprint: server.leaf, anchors: Some(&anchors), now: UnixTime::now() };
+        let expected = expected(server.leaf, &anchors);
         let proof = look(&server.endpoint, expected).await.unwrap();
-        assert_eq!(proof.handshakes as usize, HANDSHAKES);
+        assert_eq!(proof.handshakes as usize, 1 + look::LEAST);
     }
 }
 
@@ -107,8 +114,7 @@ async fn what_is_wrong_is_named() {
     let server = serve(&authority, BOTH, false).await;
     let stranger = [Authority::new("b").root];
     let own = [server.root.clone()];
-    let expect =
-        |fingerprint, anchors| Expected { fingerprint, anchors: Some(anchors), now: UnixTime::now() };
+    let expect = expected;
     let code = |result: Result<EndpointProof, VerifyError>| result.unwrap_err().code();
     let result = look(&server.endpoint, expect([7; 32], own.as_slice())).await;
     assert_eq!(code(result), "served-differs");
@@ -132,7 +138,7 @@ async fn waits_until_the_new_one_is_served() {
     let server = serve(&authority, BOTH, false).await;
     let (config, leaf) = server_config(&authority, BOTH, false);
     let endpoints_list = [server.endpoint.clone()];
-    let expected = Expected { fingerprint: leaf, anchors: None, now: UnixTime::now() };
+    let expected = Expected::just(leaf);
     // Before the switch a short deadline passes without success.
     let soon = Instant::now() + Duration::from_millis(100);
     let (proofs, result) = endpoints(&endpoints_list, expected, soon).await;
@@ -203,7 +209,7 @@ async fn a_look_finds_out_what_is_spoken() {
         assert_eq!((sha256(&seen.chain[0]), seen.starttls), (leaf, Starttls::Smtp));
     }
     let told = Endpoint { starttls: Starttls::Smtp, ..mail.clone() };
-    let expected = Expected { fingerprint: leaf, anchors: None, now: UnixTime::now() };
+    let expected = Expected::just(leaf);
     look(&told, expected).await.unwrap();
     assert_eq!(look(&mail, expected).await.unwrap_err().code(), "no-tls");
 }
@@ -244,4 +250,88 @@ async fn a_look_ends_whatever_the_server_does() {
         }
         assert!(begun.elapsed() < limit * 6);
     }
+}
+
+#[tokio::test]
+async fn slow_endpoints_do_not_hold_back_the_others() {
+    let authority = Authority::new("a");
+    let server = serve(&authority, BOTH, false).await;
+    let mut all = vec![Endpoint { sni: "z.test".into(), ..server.endpoint.clone() }];
+    for _ in 0..12 {
+        let silent = plain(|stream| async move {
+            std::future::pending::<()>().await;
+            drop(stream);
+            Ok(())
+        });
+        all.push(silent.await);
+    }
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_millis(500);
+    let (proofs, outcome) = endpoints(&all, Expected::just(server.leaf), deadline).await;
+    assert_eq!(proofs.len(), 1);
+    assert_eq!(outcome.unwrap_err().code(), "endpoint-unreachable");
+    // One handshake's time: they are all slow at the same time.
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+}
+
+/// A process with nothing in its network but what listens in this test's.
+fn server(port: u16, published: bool) -> Option<Server> {
+    let pid = i32::try_from(std::process::id()).unwrap();
+    Some(Server { container: "web".into(), pid, port, published })
+}
+
+#[tokio::test]
+async fn what_the_host_does_not_find_is_looked_at_from_within() {
+    let authority = Authority::new("a");
+    let real = serve(&authority, BOTH, false).await;
+    let port = real.endpoint.address.parse::<SocketAddr>().unwrap().port();
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let soon = || Instant::now() + Duration::from_millis(300);
+    let at = |address: String, server| Endpoint { address, server, ..real.endpoint.clone() };
+
+    // Nobody at the address, but the kernel says that something listens on the port.
+    let nobody = at(format!("127.0.0.77:{}", closed.port()), server(port, false));
+    let (proofs, outcome) = endpoints(&[nobody], Expected::just(real.leaf), soon()).await;
+    outcome.unwrap();
+    assert_eq!(proofs[0].vantage, "container web");
+    assert_eq!(proofs[0].address, real.endpoint.address);
+
+    // Others come by the published address: no other way is taken.
+    let published = at(closed.to_string(), server(port, true));
+    let (proofs, outcome) = endpoints(&[published], Expected::just(real.leaf), soon()).await;
+    assert_eq!((proofs.len(), outcome.unwrap_err().code()), (0, "endpoint-unreachable"));
+
+    // Where the host finds it, that is the view.
+    let both = at(real.endpoint.address.clone(), server(port, false));
+    let (proofs, _) = endpoints(&[both], Expected::just(real.leaf), soon()).await;
+    assert_eq!(proofs[0].vantage, "host");
+
+    // Nothing listens at all.
+    let none = at(closed.to_string(), server(closed.port(), false));
+    let error = endpoints(&[none], Expected::just(real.leaf), soon()).await.1.unwrap_err();
+    assert!(crate::chain_of(&error).to_string().contains("nothing in container web listens"), "{error}");
+}
+
+#[tokio::test]
+async fn a_container_that_ends_in_the_middle_is_told_so() {
+    let authority = Authority::new("a");
+    let real = serve(&authority, BOTH, false).await;
+    let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let pid = i32::try_from(sleeper.id()).unwrap();
+    let server = Server { container: "web".into(), pid, port: 1, published: false };
+    let endpoint = Endpoint { server: Some(server), ..real.endpoint.clone() };
+    let deadline = Instant::now() + Duration::from_millis(400);
+    let expected = Expected::just([7; 32]);
+    let list = [endpoint];
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+    };
+    let ((_, outcome), ()) = tokio::join!(endpoints(&list, expected, deadline), ends);
+    let error = crate::chain_of(&outcome.unwrap_err()).to_string();
+    assert!(error.contains("container web has ended"), "{error}");
 }

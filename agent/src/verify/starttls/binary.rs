@@ -15,6 +15,9 @@ const CLIENT_SECURE_CONNECTION: u32 = 0x8000;
 /// utf8mb4_general_ci.
 const CHARSET: u8 = 45;
 
+/// In the server's log of denied logins.
+const MYSQL_USER: &[u8] = b"reseal-probe";
+
 /// An element of BER: tag, content, its whole length. `None`: not all of it is here.
 type Element<'a> = Option<(u8, &'a [u8], usize)>;
 
@@ -24,6 +27,9 @@ impl Dialogue {
             return self.say(State::Asked, LDAP_REQUEST);
         }
         let malformed = |()| self.unexpected(&self.buffer);
+        if self.buffer.first().is_some_and(|tag| *tag != 0x30) {
+            return Err(malformed(()));
+        }
         let Some((tag, message, length)) = element(&self.buffer).map_err(malformed)? else {
             return Ok(Step::Receive);
         };
@@ -73,7 +79,7 @@ impl Dialogue {
         self.buffer.drain(..4 + length);
         // The handshake follows the request at once: nothing may have come before it.
         self.ready()?;
-        self.say(State::Asked, &mysql_request())
+        self.say(State::Asked, &mysql_packet(1, &mysql_head()))
     }
 }
 
@@ -86,15 +92,50 @@ fn mysql_flags(packet: &[u8]) -> Option<u16> {
     Some(u16::from_le_bytes([*flags.first()?, *flags.get(1)?]))
 }
 
-/// SSLRequest: 32 bytes, packet 1.
-fn mysql_request() -> Vec<u8> {
+/// What both of our packets begin with; alone it is the SSLRequest.
+fn mysql_head() -> Vec<u8> {
     let flags = CLIENT_LONG_PASSWORD | CLIENT_PROTOCOL_41 | CLIENT_SSL | CLIENT_SECURE_CONNECTION;
-    let mut packet = vec![32, 0, 0, 1];
-    packet.extend(flags.to_le_bytes());
-    packet.extend(0x0100_0000_u32.to_le_bytes());
-    packet.push(CHARSET);
-    packet.resize(4 + 32, 0);
+    let mut head = flags.to_le_bytes().to_vec();
+    head.extend(0x0100_0000_u32.to_le_bytes());
+    head.push(CHARSET);
+    head.resize(32, 0);
+    head
+}
+
+/// A login by a user who does not exist (HandshakeResponse41), after TLS.
+pub(in super::super) fn mysql_login() -> Vec<u8> {
+    let mut login = mysql_head();
+    login.extend(MYSQL_USER);
+    // The end of the name; no proof.
+    login.extend([0, 0]);
+    mysql_packet(2, &login)
+}
+
+/// Length, number, payload; our payloads are short.
+pub(in super::super) fn mysql_packet(number: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![u8::try_from(payload.len()).unwrap_or(u8::MAX), 0, 0, number];
+    packet.extend(payload);
     packet
+}
+
+/// What a server says to a login.
+pub(in super::super) enum MysqlAnswer {
+    /// No.
+    Denied,
+    /// Yes.
+    LetIn,
+    /// Something else first.
+    More,
+}
+
+/// Reads it from the packet's first byte.
+pub(in super::super) fn mysql_answer(packet: &[u8]) -> MysqlAnswer {
+    match packet.first() {
+        Some(0x00) => MysqlAnswer::LetIn,
+        // AuthSwitchRequest, AuthMoreData.
+        Some(0xfe | 0x01) => MysqlAnswer::More,
+        Some(_) | None => MysqlAnswer::Denied,
+    }
 }
 
 /// Result code and diagnostic message of the ExtendedResponse to message 1.

@@ -11,6 +11,8 @@ mod binary;
 
 use reseal_proto::facts::printable;
 
+pub(super) use binary::{MysqlAnswer, mysql_answer, mysql_login, mysql_packet};
+
 use crate::discover::Starttls;
 
 /// Of everything a server may say before TLS; bytes.
