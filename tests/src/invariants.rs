@@ -118,7 +118,7 @@ pub fn nothing_stuck(ask: Ask) -> Result<()> {
 }
 
 /// What agents signed, from the evidence of a rotation, which `reseal` has checked.
-fn payloads(ask: Ask, id: &str) -> Result<Vec<EvidencePayload>> {
+pub fn payloads(ask: Ask, id: &str) -> Result<Vec<EvidencePayload>> {
     let evidence = ask(&["rotation", "evidence", id, "--file", "-"])?;
     let batches = evidence["body"]["batches"].as_array().context("evidence without batches")?;
     let signed = batches.iter().filter_map(|batch| batch["payload"].as_str()).filter(|text| !text.is_empty());

@@ -37,6 +37,7 @@ pub mod probe;
 pub mod process;
 pub mod product;
 pub mod proof;
+pub mod servers;
 pub mod services;
 #[cfg(feature = "simulation")]
 pub mod simulation;
