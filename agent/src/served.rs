@@ -22,16 +22,13 @@ use crate::clock::Standing;
 use crate::discover::{Consumer, Endpoint, Host, Installation, finding};
 use crate::install::Files;
 use crate::target::{Tools, endpoints_of, unseen};
-use crate::verify::probe::{self, Family};
+use crate::verify::probe::{self, Ask, Family};
 use crate::verify::{self, Expected, VerifyError};
 use crate::{chain, pem};
 
 const CONCURRENT: usize = 4;
 /// The file may change while we look (a renewal is under way): looked at anew.
 const ROUND: Duration = Duration::from_secs(5);
-
-/// For the look at what is sent beside the certificate.
-const CHAIN_LOOK: Duration = Duration::from_secs(5);
 
 /// Every finding that a look may end with.
 const FINDINGS: [&str; 4] =
@@ -154,7 +151,8 @@ async fn look(tools: &Tools, installation: &Installation) {
 async fn flaws(installation: &Installation, endpoints: &[Endpoint], file: &OnDisk) -> Vec<Finding> {
     let mut found = Vec::new();
     for endpoint in endpoints {
-        let served = probe::look_once(endpoint, CHAIN_LOOK).await.map(|seen| seen.chain).unwrap_or_default();
+        let served = probe::handshake(endpoint, Ask::ANYTHING).await.map(|seen| seen.chain);
+        let served = served.unwrap_or_default();
         let flaws = [
             ("name-mismatch", unnamed(endpoint, &file.chain)),
             ("incomplete-chain", unsent(endpoint, &file.chain, &served)),

@@ -26,7 +26,7 @@ use reseal_proto::facts::{self, sha256};
 use reseal_proto::v1::EndpointProof;
 use rustls_pki_types::{CertificateDer, ServerName};
 
-use super::probe::{self, Ask, Family, ProbeError, Seen, Version};
+use super::probe::{self, Ask, Family, ProbeError, Seen, Version, shows_nothing};
 use super::{Expected, VerifyError, failed, sockets};
 use crate::chain;
 use crate::discover::{Endpoint, Starttls};
@@ -232,11 +232,6 @@ impl Look<'_> {
             expected: hex::encode(&self.expected.fingerprint[..8]),
         }
     }
-}
-
-/// A server that refuses shows nothing; one that cannot be reached was not asked.
-fn shows_nothing(error: &ProbeError) -> bool {
-    matches!(error, ProbeError::Unspoken { .. } | ProbeError::Handshake(_))
 }
 
 fn family_of(leaf: &CertificateDer<'_>) -> Option<Family> {

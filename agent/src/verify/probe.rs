@@ -187,23 +187,23 @@ pub async fn handshake(endpoint: &Endpoint, ask: Ask) -> Result<Seen, ProbeError
 ///
 /// An error with the code "no-tls" means that something answers there without TLS.
 pub async fn look_once(endpoint: &Endpoint, limit: Duration) -> Result<Seen, ProbeError> {
-    within(limit, find(endpoint)).await.map(|(seen, _)| seen)
+    within(limit, find(endpoint, limit / 2)).await.map(|(seen, _)| seen)
 }
 
-async fn find(endpoint: &Endpoint) -> Result<(Seen, io::Error), ProbeError> {
+/// A server that waits for the other side to begin gets `patience`.
+async fn find(endpoint: &Endpoint, patience: Duration) -> Result<(Seen, io::Error), ProbeError> {
     let ask = Ask { named: !endpoint.sni.is_empty(), ..Ask::ANYTHING };
-    let port = endpoint.address.parse::<SocketAddr>().map_or(0, |address| address.port());
-    let usual = match endpoint.starttls {
-        Starttls::None => Starttls::of_port(port),
-        said => said,
-    };
-    let error = match attempt(endpoint, usual, ask).await {
-        Ok(seen) => return Ok(seen),
-        Err(error) => error,
-    };
-    if endpoint.starttls != Starttls::None || error.code() != "no-tls" {
-        return Err(error);
+    if endpoint.starttls != Starttls::None {
+        return attempt(endpoint, endpoint.starttls, ask).await;
     }
+    let port = endpoint.address.parse::<SocketAddr>().map_or(0, |address| address.port());
+    let usual = Starttls::of_port(port);
+    let error = match within(patience, attempt(endpoint, usual, ask)).await {
+        Ok(seen) => return Ok(seen),
+        Err(error @ (ProbeError::Timeout(_) | ProbeError::Starttls(_))) => error,
+        Err(error) if shows_nothing(&error) => error,
+        Err(error) => return Err(error),
+    };
     match (usual, greeting(endpoint).await) {
         (known, Some(other)) if known != other => attempt(endpoint, other, ask).await,
         // Behind a mail or database port there may be TLS from the first byte.
@@ -247,6 +247,11 @@ async fn attempt(endpoint: &Endpoint, starttls: Starttls, ask: Ask) -> Result<(S
         return Err(classify(ended, ask));
     }
     Ok((Seen { chain, proved, version, starttls }, ended))
+}
+
+/// A server that refuses shows nothing; one that cannot be reached was not asked.
+pub(super) fn shows_nothing(error: &ProbeError) -> bool {
+    matches!(error, ProbeError::Unspoken { .. } | ProbeError::Handshake(_))
 }
 
 /// Comes to the point where TLS begins.

@@ -208,6 +208,10 @@ async fn a_look_finds_out_what_is_spoken() {
         let seen = probe::look_once(&endpoint, limit).await.unwrap();
         assert_eq!((sha256(&seen.chain[0]), seen.starttls), (leaf, Starttls::Smtp));
     }
+    // TLS from the first byte where something else is usual, and the other way round.
+    let unusual = Endpoint { starttls: Starttls::Smtp, ..server.endpoint.clone() };
+    let error = probe::look_once(&unusual, Duration::from_millis(500)).await.unwrap_err();
+    assert_eq!(error.code(), "endpoint-unreachable", "both wait for the other");
     let told = Endpoint { starttls: Starttls::Smtp, ..mail.clone() };
     let expected = Expected::just(leaf);
     look(&told, expected).await.unwrap();

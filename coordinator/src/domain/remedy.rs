@@ -103,7 +103,10 @@ pub const TABLE: &[(&str, &str)] = &[
         "no-tls",
         "see that TLS is spoken at that address on {host}, and what the service's log says; then retry",
     ),
-    ("probe-setup", "mend the label reseal.cert.NAME.verify: its name or address cannot be used; then retry"),
+    (
+        "probe-setup",
+        "mend the label reseal.cert.NAME.verify, or let the agent enter containers' networks (CAP_SYS_ADMIN), as the reason says; then retry",
+    ),
     // Ends that the coordinator gives a target.
     ("no-result", "look at the agent's log on {host}: it is connected and sends no result; then retry"),
     (
