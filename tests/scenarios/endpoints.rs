@@ -44,7 +44,7 @@ impl Place {
         fs::create_dir_all(&etc)?;
         let configuration = format!(
             "user root; worker_processes 2; error_log /dev/stderr notice; pid /run/{}.pid; events {{}}\n\
-             http {{ access_log off;\n{blocks}\n}}\n",
+             http {{ access_log off; ssl_protocols TLSv1.2 TLSv1.3;\n{blocks}\n}}\n",
             self.name
         );
         fs::write(etc.join("nginx.conf"), configuration)?;

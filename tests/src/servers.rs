@@ -144,7 +144,7 @@ impl Servers {
         let (place, inside) = self.place(name, "root")?;
         let configuration = format!(
             "user root; daemon off; worker_processes 1; pid {0}/pid; error_log {0}/error.log;\nevents {{}}\n\
-             http {{ access_log off; client_body_temp_path {0}; proxy_temp_path {0}; fastcgi_temp_path {0}; \
+             http {{ access_log off; ssl_protocols TLSv1.2 TLSv1.3; client_body_temp_path {0}; proxy_temp_path {0}; fastcgi_temp_path {0}; \
              uwsgi_temp_path {0}; scgi_temp_path {0};\n{blocks}\n}}\n",
             inside
         );
