@@ -106,6 +106,8 @@ fn what_the_host_cannot_dial_is_proved_from_within() -> Result<()> {
     coordinator.set_policy()?;
     let _agents = product::agents(&fleet, &coordinator)?;
     one.engine.docker(&["network", "create", "--internal", "secluded"])?;
+    // Only the network of a container that runs can be shared.
+    one.engine.docker(&["run", "--detach", "--name=holder", image::NAME, "sleep", "infinity"])?;
 
     let place = |name, network: &str, listens: &str, vantage, dialled: &str| Place {
         name,
@@ -118,7 +120,7 @@ fn what_the_host_cannot_dial_is_proved_from_within() -> Result<()> {
     let places = [
         place("alone", "none", "443", "container alone", "127.0.0.1:443"),
         place("inner", "bridge", "127.0.0.1:443", "container inner", "127.0.0.1:443"),
-        place("beside", "container:inner", "8443", "host", "127.0.0.1:8443"),
+        place("beside", "container:holder", "8443", "host", "127.0.0.1:8443"),
         place("internal", "secluded", "443", "host", "127.0.0.1:443"),
         place("hosted", "host", "127.0.0.1:8444", "host", "127.0.0.1:8444"),
         place("picky", "host", &hosted, "container picky", &hosted),

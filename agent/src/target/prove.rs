@@ -64,7 +64,7 @@ impl Target<'_> {
         let after = self.consumers().await?;
         // Once: a Welcome in the middle must not call verified what was not judged.
         let clock = self.tools.clock.standing();
-        self.verify(&after, &entry, clock, shown).instrument(self.span("verify")).await?;
+        self.verify(&after, entry, clock, shown).instrument(self.span("verify")).await?;
         let (state, grade) = self.judge(&after, shown);
         Ok(at_a_known_time(state, grade, clock))
     }

@@ -27,7 +27,7 @@ use reseal_proto::v1::EndpointProof;
 use rustls_pki_types::{CertificateDer, ServerName};
 
 use super::probe::{self, Ask, Family, ProbeError, Seen, Version, shows_nothing};
-use super::{Expected, VerifyError, failed, sockets};
+use super::{Expected, SHOWN, VerifyError, failed, sockets};
 use crate::chain;
 use crate::discover::{Endpoint, Starttls};
 
@@ -228,10 +228,14 @@ impl Look<'_> {
             address: self.endpoint.address.clone(),
             sni: self.endpoint.sni.clone(),
             asked: ask.described(),
-            served: hex::encode(&sha256(&chain[0])[..8]),
-            expected: hex::encode(&self.expected.fingerprint[..8]),
+            served: start(sha256(&chain[0])),
+            expected: start(self.expected.fingerprint),
         }
     }
+}
+
+fn start(fingerprint: [u8; 32]) -> [u8; SHOWN] {
+    std::array::from_fn(|at| fingerprint[at])
 }
 
 fn family_of(leaf: &CertificateDer<'_>) -> Option<Family> {

@@ -33,6 +33,8 @@ use probe::{Family, ProbeError};
 
 /// Looks at a time, of one installation. Whoever fails makes room until it tries again.
 const CONCURRENT: usize = 32;
+/// Of a fingerprint in a message; bytes.
+const SHOWN: usize = 8;
 /// For one look; what is slower than that is told as a timeout.
 const LOOK: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -43,7 +45,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 pub enum VerifyError {
     /// It shows another one.
     #[error(
-        "{address} ({sni}), asked for {asked}, still serves the certificate {served} instead of {expected}: the program did not take the new file"
+        "{address} ({sni}), asked for {asked}, still serves the certificate {} instead of {}: the program did not take the new file",
+        hex::encode(served),
+        hex::encode(expected)
     )]
     Differs {
         /// "address:port".
@@ -52,10 +56,10 @@ pub enum VerifyError {
         sni: String,
         /// "TLSv1.3 with an RSA certificate" ...
         asked: String,
-        /// First bytes of the fingerprint, hex.
-        served: String,
+        /// First bytes of the fingerprint.
+        served: [u8; SHOWN],
         /// Likewise.
-        expected: String,
+        expected: [u8; SHOWN],
     },
     /// The right one, with a chain no client accepts.
     #[error("{address} ({sni}) serves the new certificate with a chain that clients refuse")]

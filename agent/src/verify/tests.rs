@@ -229,7 +229,8 @@ async fn a_look_ends_whatever_the_server_does() {
     .await;
     let http = plain(|mut stream| async move {
         let mut heard = [0; 2048];
-        stream.read(&mut heard).await?;
+        let read = stream.read(&mut heard).await?;
+        assert!(read > 0);
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await
     })
     .await;
@@ -239,7 +240,11 @@ async fn a_look_ends_whatever_the_server_does() {
         }
     })
     .await;
-    let rude = plain(|stream| async move { Ok(drop(stream)) }).await;
+    let rude = plain(|stream| async move {
+        drop(stream);
+        Ok(())
+    })
+    .await;
     let limit = Duration::from_secs(2);
     for (endpoint, code) in
         [(silent, "endpoint-unreachable"), (http, "no-tls"), (endless, "no-tls"), (rude, "no-tls")]
