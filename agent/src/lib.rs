@@ -1,7 +1,8 @@
 //! The Reseal agent, one per Docker host, in the order in which things flow.
 //!
 //! - [`config`] reads the settings, [`app`] wires everything and reads the clock; [`clock`] knows how far it is off.
-//! - [`identity`] is who this host is; [`key`] makes and holds private keys; [`pem`] is their text form.
+//! - [`identity`] is who this host is; [`key`] makes and holds private keys; [`pem`] is their text form,
+//!   [`keystore`] what Java and others keep them in.
 //! - [`discover`] turns containers, labels and mounts into installations; [`inventory`] reports them.
 //! - [`link`] is the session with the coordinator; [`outbox`] keeps results until they are acknowledged.
 //! - [`state`] is what is on disk between two runs, [`room`] what is kept free for it.
@@ -26,6 +27,7 @@ pub mod install;
 pub mod inventory;
 pub mod journal;
 pub mod key;
+pub mod keystore;
 pub mod link;
 pub mod metrics;
 pub mod outbox;
