@@ -130,6 +130,7 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
         session,
         clock,
         busy: Arc::default(),
+        windows: Arc::default(),
     };
     // Held until what a crash left behind is resumed: nobody tidies before.
     let resuming = tools.busy.clone().try_lock_owned().context("nobody else holds it yet")?;

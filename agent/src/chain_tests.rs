@@ -73,6 +73,7 @@ pub(crate) fn wanted(names: &[&str]) -> Wanted {
     Wanted {
         names: names.iter().map(|name| (*name).to_owned()).collect(),
         layout: Layout::Pair,
+        alias: None,
         usage: Usage::Server,
         key_type: KeyType::EcdsaP256,
         issuer: "builtin".into(),

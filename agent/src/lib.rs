@@ -7,7 +7,8 @@
 //! - [`link`] is the session with the coordinator; [`outbox`] keeps results until they are acknowledged.
 //! - [`state`] is what is on disk between two runs, [`room`] what is kept free for it.
 //! - [`renew`] runs a batch, [`target`] one target of it: [`plan`] says what is next, [`journal`] remembers it.
-//! - [`chain`] validates, [`install`] writes (through [`dir`]), [`reload`] reloads, [`verify`] proves.
+//! - [`chain`] validates, [`install`] writes (through [`dir`]),
+//!   [`inside`] looks at it from a container, [`reload`] reloads, [`verify`] proves.
 //! - [`served`] looks after consumers that start later ([`unserved`]), [`trust`] writes bundles, [`evidence`] signs.
 //! - [`scan`] and [`doctor`] are the two commands for people; [`metrics`] is for Prometheus.
 //!
@@ -23,6 +24,7 @@ pub mod discover;
 pub mod doctor;
 pub mod evidence;
 pub mod identity;
+pub mod inside;
 pub mod install;
 pub mod inventory;
 pub mod journal;

@@ -317,6 +317,7 @@ mod tests {
             check: None,
             serves: true,
             endpoints: Vec::new(),
+            inside: crate::discover::Inside::default(),
         };
         // There is no engine at this address: any call would fail.
         let engine = Engine::new("unix:///nonexistent.sock");

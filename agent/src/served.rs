@@ -215,8 +215,7 @@ struct OnDisk {
 async fn on_disk(tools: &Tools, installation: &Installation) -> Option<OnDisk> {
     let (config, copy) = (tools.config.clone(), installation.clone());
     let read = tokio::task::spawn_blocking(move || {
-        let text = Files::open(&config, &copy).and_then(|files| files.live()).ok()??;
-        let chain = pem::read_certificates(&text).ok()?;
+        let chain = crate::install::read::chain(&config, &copy).ok()??;
         let facts = chain::facts_of(&chain).ok()?;
         let family = Family::of_key_type(&facts.key_type);
         Some(OnDisk { fingerprint: facts.fingerprint.try_into().ok()?, family, chain })

@@ -68,6 +68,7 @@ async fn deliver(tools: &Tools, target: &TrustTarget, bundle: &TrustBundle, path
             return Some(finding(error.code(), path, &message, "critical"));
         }
     }
+    let _no_window = tools.windows.read().await;
     let (_, reloaded) = tools.reloader.reload(tools.discovery.engine(), &target.consumers).await;
     let error = reloaded.err()?;
     let message = format!("the new bundle is on disk, but {}", crate::chain_of(&error));
@@ -114,7 +115,7 @@ mod tests {
                 mount: mount.path().to_str().unwrap().into(),
                 directory: String::new(),
                 certificate: "ca.pem".into(),
-                key: String::new(),
+                ..Place::default()
             },
             owner: None,
             mode: None,

@@ -49,6 +49,11 @@ pub const ALL: &[Known] = &[
         CRITICAL,
         "the file is no certificate that can be read; the next renewal replaces it",
     ),
+    known_as(
+        "changed-by-others",
+        WARNING,
+        "put back what was there, or remove the file that the message names: until then it is not renewed",
+    ),
     known_as("clock-skew", WARNING, "set the clock (timedatectl, chrony): nothing is called verified before"),
     known_as(
         "docker-unreachable",
@@ -98,6 +103,11 @@ pub const ALL: &[Known] = &[
         "shorten its path, label or description: until then it is not managed",
     ),
     known_as(
+        "password-unreadable",
+        CRITICAL,
+        "put the key store's password into the file that password-file names; it may be missing, or another one",
+    ),
+    known_as(
         "path-escapes",
         CRITICAL,
         "the path leads out of its mount through a link: mount what it leads to",
@@ -125,6 +135,11 @@ pub const ALL: &[Known] = &[
         "nobody vouches for it: adopt it to get a certificate of your own authority",
     ),
     known_as("served-differs-from-file", WARNING, "a program serves something else than its file: reload it"),
+    known_as(
+        "split-pair",
+        CRITICAL,
+        "certificate and key are on two mounts, which no single step can change: mount one directory that holds both",
+    ),
     known_as("state-disk", CRITICAL, "make room, or remount the file system of the agent's state directory"),
     known_as(
         "too-many",

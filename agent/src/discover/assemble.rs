@@ -10,9 +10,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use reseal_proto::v1::{Finding, Management};
 
 use super::labels::{Certificate, Trust};
-use super::mounts::{self, Located};
+use super::mounts::{self, Located, MountError};
 use super::{
-    Consumer, Container, Endpoint, Host, Installation, Layout, Place, Port, Reload, Server, TrustTarget,
+    Consumer, Container, Endpoint, Host, Inside, Installation, Place, Port, Reload, Server, TrustTarget,
     Wanted, Within, finding, programs,
 };
 
@@ -63,24 +63,11 @@ impl Assembly {
     }
 
     fn certificate(&mut self, container: &Container, declared: &Certificate) {
-        let Some(located) = self.locate(container, &declared.name, &declared.path) else {
-            return;
-        };
-        let key = match declared.layout {
-            Layout::Combined => String::new(),
-            Layout::Pair => {
-                // A mount that ends at the key alone would split the pair.
-                let Some(key) = self.locate(container, &declared.name, &declared.key) else {
-                    return;
-                };
-                key.file
-            }
-        };
-        let place =
-            Place { mount: located.mount, directory: located.directory, certificate: located.file, key };
+        let Some(place) = self.place(container, declared) else { return };
         let wanted = Wanted {
             names: declared.names.clone(),
             layout: declared.layout,
+            alias: declared.alias.clone(),
             usage: declared.usage,
             key_type: declared.key_type,
             issuer: declared.issuer.clone(),
@@ -110,13 +97,61 @@ impl Assembly {
             }
             Some(known) => {
                 let message = format!(
-                    "{label} and {} declare the same file {id} but not the same names, layout, usage, key type, owner or mode: it is not managed until they agree",
+                    "{label} and {} declare the same file {id} but not the same names, layout, mounts, further files, usage, key type, owner or mode: it is not managed until they agree",
                     known.label
                 );
                 self.findings.push(finding("label-conflict", &id, &message, "critical"));
                 self.conflicts.insert(id);
             }
         }
+    }
+
+    /// Where everything is; a finding where it cannot be managed there.
+    fn place(&mut self, container: &Container, declared: &Certificate) -> Option<Place> {
+        let located = self.locate(container, &declared.name, &declared.path)?;
+        let mut place = Place {
+            mount: located.mount.clone(),
+            directory: located.directory.clone(),
+            certificate: located.file.clone(),
+            single: located.single,
+            ..Place::default()
+        };
+        let mut further = |path: &String| self.locate(container, &declared.name, path);
+        if declared.layout.has_key_file() {
+            let key = further(&declared.key)?;
+            place.key = key.file.clone();
+            let beside = Located { file: key.file.clone(), ..located.clone() };
+            place.key_at = (place.single || key != beside).then_some(key);
+        }
+        let mut optional = |path: &Option<String>| match path {
+            Some(path) => further(path).map(Some),
+            None => Some(None),
+        };
+        place.leaf = optional(&declared.leaf)?;
+        place.chain = optional(&declared.chain)?;
+        place.password = optional(&declared.password_file)?;
+        self.on_one_mount(container, declared, &place)?;
+        Some(place)
+    }
+
+    /// Can one step change everything? Where a file is mounted by itself there
+    /// is no such step, and a finding says so; two directories are refused.
+    fn on_one_mount(&mut self, container: &Container, declared: &Certificate, place: &Place) -> Option<()> {
+        let object = format!("{}/{}", container.name, declared.name);
+        let paths = declared.files();
+        let files = place.files();
+        if let Some((_, path)) = files.iter().zip(&paths).find(|(file, _)| file.single) {
+            let message = format!(
+                "{path} is mounted as a single file: it is written in place, because the container would keep the old file if it were replaced, and a pair cannot change in one step. Mount its directory instead"
+            );
+            self.findings.push(finding("bind-mounted-file", &object, &message, "warning"));
+            return Some(());
+        }
+        let apart = files.iter().zip(&paths).find(|(file, _)| file.mount != place.mount);
+        let Some((_, other)) = apart else { return Some(()) };
+        let error = MountError::Apart { path: declared.path.clone(), other: other.clone() };
+        self.findings.push(finding(error.code(), &object, &error.to_string(), "critical"));
+        None
     }
 
     fn consumer_with_findings(
@@ -145,11 +180,20 @@ impl Assembly {
         let Some(located) = self.locate(container, &declared.name, &declared.path) else {
             return;
         };
+        if located.single {
+            let object = format!("{}/{}", container.name, declared.name);
+            let message = format!(
+                "{} is mounted as a single file, which the container would keep when the bundle is replaced: mount its directory instead",
+                declared.path
+            );
+            self.findings.push(finding("bind-mounted-file", &object, &message, "critical"));
+            return;
+        }
         let place = Place {
             mount: located.mount,
             directory: located.directory,
             certificate: located.file,
-            key: String::new(),
+            ..Place::default()
         };
         let consumer = bundle_consumer(container);
         let id = place.id();
@@ -222,10 +266,8 @@ impl Assembly {
         };
         for (id, installation) in &self.installations {
             let place = &installation.place;
-            let mut files = vec![id.clone(), place.path_of(&format!(".reseal/{}", place.stem()))];
-            if !place.key.is_empty() {
-                files.push(place.path_of(&place.key));
-            }
+            let mut files: Vec<String> = place.files().iter().map(Located::path).collect();
+            files.push(place.path_of(&format!(".reseal/{}", place.stem())));
             for file in files {
                 self.findings.extend(claim(file, id, &mut self.conflicts));
             }
@@ -260,6 +302,7 @@ pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
         check: declared.check.clone().or(known_check),
         serves: !declared.verify.is_empty(),
         endpoints,
+        inside: Inside { user: container.user.clone(), files: declared.files() },
     }
 }
 
@@ -311,6 +354,7 @@ pub fn bundle_consumer(container: &Container) -> Consumer {
         check: known.and_then(|known| known.check),
         serves: false,
         endpoints: Vec::new(),
+        inside: Inside::default(),
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) fn labelled(name: &str, source: &str, extra: &[(&str, &str)]) -> Cont
         running: true,
         pid: 1,
         process: vec!["nginx: master process nginx".into()],
+        user: String::new(),
         command: vec!["nginx".into()],
         mounts: vec![Mount { source: source.into(), destination: "/tls".into(), kind: "bind".into() }],
         addresses: vec!["172.17.0.2".parse().unwrap()],
@@ -106,9 +107,49 @@ fn two_installations_do_not_share_a_key_file() {
 fn a_single_file_mount_is_a_finding() {
     let mut container = web("web", "/srv/site.crt");
     container.mounts[0].destination = "/tls/site.crt".into();
+    let mut beside = container.clone();
+    let key = Mount { source: "/srv/keys".into(), destination: "/tls".into(), kind: "bind".into() };
+    beside.mounts.push(key);
+    // The key is on no mount.
     let host = assemble(vec![container]);
     assert!(host.installations.is_empty());
-    assert_eq!(host.findings[0].id, "bind-mounted-file");
+    let host = assemble(vec![beside]);
+    let place = &host.installations["/srv/site.crt"].place;
+    assert!(place.in_place() && place.single && place.mount == "/srv");
+    assert_eq!(place.secret().path(), "/srv/keys/site.key");
+    assert_eq!(
+        (host.findings[0].id.as_str(), host.findings[0].severity.as_str()),
+        ("bind-mounted-file", "warning")
+    );
+}
+
+#[test]
+fn two_directories_of_one_mount_are_one_installation_and_two_mounts_are_none() {
+    let extra = [
+        ("reseal.cert.site.path", "/etc/ssl/certs/site.pem"),
+        ("reseal.cert.site.key", "/etc/ssl/private/site.pem"),
+        ("reseal.cert.site.chain", "/etc/ssl/certs/chain.pem"),
+    ];
+    let mut one = labelled("web", "/srv/ssl", &extra);
+    one.mounts[0].destination = "/etc/ssl".into();
+    let mut two = labelled("web", "/srv/ssl/certs", &extra);
+    two.mounts[0].destination = "/etc/ssl/certs".into();
+    let private = Mount {
+        source: "/srv/ssl/private".into(),
+        destination: "/etc/ssl/private".into(),
+        kind: "bind".into(),
+    };
+    two.mounts.push(private);
+    let host = assemble(vec![one]);
+    let installation = &host.installations["/srv/ssl/certs/site.pem"];
+    let files: Vec<String> = installation.place.files().iter().map(|file| file.path()).collect();
+    let expected = ["/srv/ssl/certs/site.pem", "/srv/ssl/private/site.pem", "/srv/ssl/certs/chain.pem"];
+    assert_eq!(files, expected);
+    assert_eq!(installation.consumers[0].inside.files[1], "/etc/ssl/private/site.pem");
+    let host = assemble(vec![two]);
+    assert!(host.installations.is_empty());
+    assert_eq!(host.findings[0].id, "split-pair");
+    assert!(host.findings[0].message.contains("/etc/ssl/private/site.pem"));
 }
 
 #[test]

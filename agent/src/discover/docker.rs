@@ -254,6 +254,7 @@ fn read(inspected: &ContainerInspectResponse) -> Container {
         running,
         pid: if running { i32::try_from(pid).unwrap_or(0) } else { 0 },
         process: Vec::new(),
+        user: printable(config.and_then(|config| config.user.as_deref()).unwrap_or_default()),
         command,
         mounts: mounts.collect(),
         addresses: if host_network { vec![IpAddr::V4(Ipv4Addr::LOCALHOST)] } else { addresses(inspected) },

@@ -18,8 +18,22 @@ use super::values::{self, Command, Layout, Owner, Port, Reload};
 use crate::key::KeyType;
 
 const PREFIX: &str = "reseal.";
-const CERTIFICATE_KEYS: [&str; 12] = [
-    "names", "path", "key", "layout", "usage", "key-type", "issuer", "owner", "mode", "reload", "check",
+const CERTIFICATE_KEYS: [&str; 16] = [
+    "names",
+    "path",
+    "key",
+    "leaf",
+    "chain",
+    "layout",
+    "password-file",
+    "alias",
+    "usage",
+    "key-type",
+    "issuer",
+    "owner",
+    "mode",
+    "reload",
+    "check",
     "verify",
 ];
 const TRUST_KEYS: [&str; 4] = ["bundle", "path", "owner", "mode"];
@@ -48,10 +62,18 @@ pub struct Certificate {
     pub names: Vec<String>,
     /// Inside the container.
     pub path: String,
-    /// Inside the container, in the same directory.
+    /// Inside the container; where `path` holds the key itself it is of no meaning.
     pub key: String,
+    /// Inside the container: a further file with the leaf alone.
+    pub leaf: Option<String>,
+    /// Inside the container: a further file with the certificates between leaf and root.
+    pub chain: Option<String>,
     /// How the two lie on disk.
     pub layout: Layout,
+    /// Inside the container: a file with the key store's password.
+    pub password_file: Option<String>,
+    /// Of the entry in a key store.
+    pub alias: Option<String>,
     /// Never `Unspecified`.
     pub usage: Usage,
     /// Kind of key.
@@ -68,6 +90,18 @@ pub struct Certificate {
     pub check: Option<Command>,
     /// Container ports that serve this certificate.
     pub verify: Vec<Port>,
+}
+
+impl Certificate {
+    /// Every file that is written, the certificate's first; inside the container.
+    pub fn files(&self) -> Vec<String> {
+        let mut files = vec![self.path.clone()];
+        if self.layout.has_key_file() {
+            files.push(self.key.clone());
+        }
+        files.extend(self.leaf.iter().chain(&self.chain).cloned());
+        files
+    }
 }
 
 /// `reseal.trust.<name>.*`
@@ -262,24 +296,17 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
     let reload = fields.optional("reload", Reload::from_str);
     let check = fields.optional("check", values::check);
     let ports = fields.optional("verify", values::ports);
-    if layout == Layout::Combined && key.is_some() {
-        fields.mistakes.push("key: a combined file holds its key itself; remove the label".into());
+    let leaf = fields.optional("leaf", values::file_path);
+    let chain = fields.optional("chain", values::file_path);
+    let password_file = fields.optional("password-file", values::file_path);
+    let alias = fields.optional("alias", values::alias);
+    let key = files(layout, path.as_deref(), key, [&leaf, &chain, &password_file], &mut fields.mistakes);
+    if layout.is_key_store() && password_file.is_none() {
+        fields.mistakes.push(format!("layout={} needs password-file", layout.name()));
     }
-    let key = match (&path, key) {
-        (Some(path), Some(key)) => {
-            if values::split(path).0 != values::split(&key).0 {
-                fields.mistakes.push(format!(
-                    "key={}: must be in the same directory as path, so that both change at once",
-                    shown(&key)
-                ));
-            }
-            key
-        }
-        (Some(path), None) => values::default_key(path),
-        (None, _) => String::new(),
-    };
-    if layout == Layout::Pair && path.as_deref() == Some(key.as_str()) {
-        fields.mistakes.push("key: is the same file as path; say layout=combined or name another".into());
+    if !layout.is_key_store() && (password_file.is_some() || alias.is_some()) {
+        let mistake = "password-file, alias: only a key store has them; say layout=pkcs12 or layout=jks";
+        fields.mistakes.push(mistake.into());
     }
     if usage == Usage::Client && ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
         fields.mistakes.push("verify: a client certificate is served on no port; remove the label".into());
@@ -301,7 +328,11 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
                 names,
                 path,
                 key,
+                leaf,
+                chain,
                 layout,
+                password_file,
+                alias,
                 usage,
                 key_type,
                 issuer,
@@ -314,6 +345,40 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
         }
         _ => Err(fields.mistakes),
     }
+}
+
+/// The key's path, and what is wrong with the files taken together.
+fn files(
+    layout: Layout,
+    path: Option<&str>,
+    key: Option<String>,
+    others: [&Option<String>; 3],
+    mistakes: &mut Vec<String>,
+) -> String {
+    if !layout.has_key_file() {
+        if key.is_some() {
+            let mistake = format!("key: a {} file holds its key itself; remove the label", layout.name());
+            mistakes.push(mistake);
+        }
+        if others[..2].iter().any(|other| other.is_some()) {
+            mistakes.push("leaf, chain: only beside layout=pair or layout=der".into());
+        }
+    }
+    let key = key.or_else(|| path.map(values::default_key)).unwrap_or_default();
+    if layout.has_key_file() && path == Some(key.as_str()) {
+        mistakes.push("key: is the same file as path; say layout=combined or name another".into());
+    }
+    let own = layout.has_key_file().then_some(key.as_str());
+    let all = path.into_iter().chain(own).chain(others.into_iter().flatten().map(String::as_str));
+    let all: Vec<&str> = all.collect();
+    let first = if layout.has_key_file() { 2 } else { 1 };
+    let twice = (first..all.len()).find(|at| all[..*at].contains(&all[*at]));
+    if let Some(at) = twice {
+        let path = shown(all[at]);
+        mistakes
+            .push(format!("leaf, chain, password-file: {path} is declared twice; each file holds one thing"));
+    }
+    key
 }
 
 fn trust(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Trust, Vec<String>> {

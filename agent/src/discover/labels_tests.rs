@@ -29,7 +29,11 @@ fn the_defaults_are_the_documented_ones() {
             names: vec!["a.example.test".into(), "10.0.0.5".into()],
             path: "/tls/site.crt".into(),
             key: "/tls/site.key".into(),
+            leaf: None,
+            chain: None,
             layout: Layout::Pair,
+            password_file: None,
+            alias: None,
             usage: Usage::Server,
             key_type: KeyType::EcdsaP256,
             issuer: "builtin".into(),
@@ -132,9 +136,13 @@ fn a_bad_value_is_named_and_nothing_is_managed() {
         ("reseal.cert.site.path", "/tls//site.crt"),
         ("reseal.cert.site.path", "/tls/"),
         ("reseal.cert.site.path", "/tls/.reseal/x"),
-        ("reseal.cert.site.key", "/other/site.key"),
+        ("reseal.cert.site.leaf", "/tls/site.crt"),
+        ("reseal.cert.site.chain", "/tls/site.key"),
+        ("reseal.cert.site.alias", "Web"),
         ("reseal.cert.site.key", "/tls/site.crt"),
-        ("reseal.cert.site.layout", "jks"),
+        ("reseal.cert.site.layout", "jceks"),
+        ("reseal.cert.site.layout", "pkcs12"),
+        ("reseal.cert.site.password-file", "/tls/password"),
         ("reseal.cert.site.usage", "smtp"),
         ("reseal.cert.site.key-type", "rsa-1024"),
         ("reseal.cert.site.issuer", "acme"),
@@ -192,6 +200,32 @@ fn a_combined_file_has_no_key_file() {
 }
 
 #[test]
+fn a_key_store_has_a_password_and_nothing_beside_it() {
+    for layout in ["pkcs12", "jks"] {
+        let store = with(&[
+            ("reseal.cert.site.layout", layout),
+            ("reseal.cert.site.password-file", "/tls/password"),
+            ("reseal.cert.site.alias", "web.1"),
+        ]);
+        assert_eq!(store.problems, []);
+        assert_eq!(store.certificates[0].files(), ["/tls/site.crt"]);
+        let with_chain = with(&[
+            ("reseal.cert.site.layout", layout),
+            ("reseal.cert.site.password-file", "/tls/password"),
+            ("reseal.cert.site.chain", "/tls/chain.pem"),
+        ]);
+        assert_eq!(with_chain.certificates, []);
+    }
+    let pair = with(&[
+        ("reseal.cert.site.key", "/private/site.key"),
+        ("reseal.cert.site.chain", "/tls/chain.pem"),
+        ("reseal.cert.site.leaf", "/tls/cert.pem"),
+    ]);
+    let files = ["/tls/site.crt", "/private/site.key", "/tls/cert.pem", "/tls/chain.pem"];
+    assert_eq!(pair.certificates[0].files(), files);
+}
+
+#[test]
 fn a_client_certificate_is_served_nowhere() {
     let declared = with(&[("reseal.cert.site.usage", "client"), ("reseal.cert.site.verify", "443")]);
     assert_eq!(declared.certificates, []);
@@ -242,7 +276,8 @@ proptest! {
                 prop_assert!(path.starts_with('/'));
                 prop_assert!(!path.split('/').skip(1).any(|part| matches!(part, "" | "." | ".." | ".reseal")));
             }
-            prop_assert_eq!(values::split(&certificate.path).0, values::split(&certificate.key).0);
+            let files: std::collections::BTreeSet<String> = certificate.files().into_iter().collect();
+            prop_assert_eq!(files.len(), certificate.files().len());
             prop_assert!(!certificate.names.is_empty());
             prop_assert!(certificate.mode.unwrap_or(0o600) & 0o007 == 0);
         }

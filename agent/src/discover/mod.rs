@@ -21,6 +21,8 @@ use reseal_proto::v1::{CertificateFacts, Finding, Management, Usage};
 
 pub use values::{Command, Layout, Owner, Port, Reload, Signal, Starttls};
 
+pub use mounts::Located;
+
 use crate::key::KeyType;
 
 /// What a container is, as far as Reseal cares.
@@ -38,6 +40,8 @@ pub struct Container {
     pub pid: i32,
     /// Words of PID 1's command line as the kernel shows it; empty when it does not run.
     pub process: Vec<String>,
+    /// As its configuration names it; empty for the image's root.
+    pub user: String,
     /// What the engine starts: path and arguments.
     pub command: Vec<String>,
     /// Longest destination first is not assumed.
@@ -85,8 +89,10 @@ pub struct Installation {
 pub struct Wanted {
     /// DNS names and IP addresses.
     pub names: Vec<String>,
-    /// Pair or combined.
+    /// How the files hold it.
     pub layout: Layout,
+    /// Of the entry in a key store; the store's own, or the installation's name, when absent.
+    pub alias: Option<String>,
     /// Never `Unspecified`.
     pub usage: Usage,
     /// Kind of key.
@@ -99,17 +105,27 @@ pub struct Wanted {
     pub mode: Option<u32>,
 }
 
-/// Files on the host, beneath one mount.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Files on the host that change together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The mount's source on the host, without the agent's `host_root`.
     pub mount: String,
     /// Directory beneath it; empty for the mount itself.
     pub directory: String,
-    /// File name of the certificate, or of the combined file.
+    /// File name of the certificate, or of the file that holds both.
     pub certificate: String,
-    /// File name of the key; empty for a combined file.
+    /// File name of the key; empty where the certificate's file holds it.
     pub key: String,
+    /// The certificate's file itself is what is mounted; `mount` is its directory.
+    pub single: bool,
+    /// Where the key is, when that is not simply beside the certificate.
+    pub key_at: Option<Located>,
+    /// A further file with the leaf alone.
+    pub leaf: Option<Located>,
+    /// A further file with what is between leaf and root.
+    pub chain: Option<Located>,
+    /// The file with a key store's password; never written.
+    pub password: Option<Located>,
 }
 
 impl Place {
@@ -120,12 +136,44 @@ impl Place {
 
     /// A file of the same directory, as a path on the host.
     pub fn path_of(&self, file: &str) -> String {
-        let mount = self.mount.trim_end_matches('/');
-        if self.directory.is_empty() {
-            format!("{mount}/{file}")
-        } else {
-            format!("{mount}/{}/{file}", self.directory)
+        Located { file: file.to_owned(), ..self.located() }.path()
+    }
+
+    /// The certificate's file.
+    pub fn located(&self) -> Located {
+        Located {
+            mount: self.mount.clone(),
+            directory: self.directory.clone(),
+            file: self.certificate.clone(),
+            single: self.single,
         }
+    }
+
+    /// The key's file, where it has one of its own.
+    pub fn key_located(&self) -> Option<Located> {
+        if self.key.is_empty() {
+            return None;
+        }
+        let beside = || Located { file: self.key.clone(), single: false, ..self.located() };
+        Some(self.key_at.clone().unwrap_or_else(beside))
+    }
+
+    /// The file that holds the private key.
+    pub fn secret(&self) -> Located {
+        self.key_located().unwrap_or_else(|| self.located())
+    }
+
+    /// Every file that is written, the certificate's first.
+    pub fn files(&self) -> Vec<Located> {
+        let mut files = vec![self.located()];
+        files.extend(self.key_located());
+        files.extend(self.leaf.iter().chain(&self.chain).cloned());
+        files
+    }
+
+    /// Is one of them mounted by itself? Then they are written in place.
+    pub fn in_place(&self) -> bool {
+        self.files().iter().any(|file| file.single)
     }
 
     /// The certificate's file name without its extension.
@@ -160,6 +208,17 @@ pub struct Consumer {
     pub serves: bool,
     /// What can be dialled now.
     pub endpoints: Vec<Endpoint>,
+    /// What it sees of the files.
+    pub inside: Inside,
+}
+
+/// An installation as a container sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inside {
+    /// The user its configuration names: empty, a number or a name, perhaps with ":GROUP".
+    pub user: String,
+    /// Paths in the container, in the order of [`Place::files`].
+    pub files: Vec<String>,
 }
 
 /// An address that serves TLS.

@@ -16,14 +16,29 @@ pub struct Mount {
 }
 
 /// Where a path is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Located {
-    /// The mount's source.
+    /// The mount's source; of a single file that is mounted, the directory it lies in.
     pub mount: String,
     /// Directory beneath it; empty for the mount itself.
     pub directory: String,
     /// The file name.
     pub file: String,
+    /// The file itself is what is mounted: a container goes on seeing it when its
+    /// name is given to another file.
+    pub single: bool,
+}
+
+impl Located {
+    /// Its path on the host.
+    pub fn path(&self) -> String {
+        let mount = self.mount.trim_end_matches('/');
+        if self.directory.is_empty() {
+            format!("{mount}/{}", self.file)
+        } else {
+            format!("{mount}/{}/{}", self.directory, self.file)
+        }
+    }
 }
 
 /// Why a path cannot be managed.
@@ -37,13 +52,15 @@ pub enum MountError {
         /// Inside the container.
         path: String,
     },
-    /// The file itself is the mount.
+    /// Two files that must change at once are on two mounts.
     #[error(
-        "{path} is a single-file bind mount: the container keeps the old file when it is replaced; mount its directory instead"
+        "{path} and {other} are on two mounts, so no single step could change both: mount one directory that holds both"
     )]
-    SingleFile {
+    Apart {
         /// Inside the container.
         path: String,
+        /// Likewise.
+        other: String,
     },
     /// tmpfs and the like.
     #[error(
@@ -61,7 +78,7 @@ impl MountError {
     /// The id of the finding.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::SingleFile { .. } => "bind-mounted-file",
+            Self::Apart { .. } => "split-pair",
             Self::NotMounted { .. } | Self::Kind { .. } => "path-not-mounted",
         }
     }
@@ -78,10 +95,18 @@ pub fn locate(mounts: &[Mount], path: &str) -> Result<Located, MountError> {
         return Err(MountError::Kind { path: path.to_owned(), kind: mount.kind.clone() });
     }
     if below.is_empty() {
-        return Err(MountError::SingleFile { path: path.to_owned() });
+        let (directory, file) = mount.source.rsplit_once('/').unwrap_or(("", &mount.source));
+        let directory = if directory.is_empty() { "/" } else { directory };
+        let (mount, file) = (directory.to_owned(), file.to_owned());
+        return Ok(Located { mount, directory: String::new(), file, single: true });
     }
     let (directory, file) = below.rsplit_once('/').unwrap_or(("", below));
-    Ok(Located { mount: mount.source.clone(), directory: directory.to_owned(), file: file.to_owned() })
+    Ok(Located {
+        mount: mount.source.clone(),
+        directory: directory.to_owned(),
+        file: file.to_owned(),
+        single: false,
+    })
 }
 
 /// What is left of `path` beneath `destination`; whole components only.
@@ -104,7 +129,12 @@ mod tests {
         let mounts = [mount("/srv/all", "/etc", "bind"), mount("/srv/tls", "/etc/tls", "volume")];
         assert_eq!(
             locate(&mounts, "/etc/tls/sub/a.crt").unwrap(),
-            Located { mount: "/srv/tls".into(), directory: "sub".into(), file: "a.crt".into() }
+            Located {
+                mount: "/srv/tls".into(),
+                directory: "sub".into(),
+                file: "a.crt".into(),
+                single: false
+            }
         );
         assert_eq!(locate(&mounts, "/etc/tlsx/a.crt").unwrap().mount, "/srv/all");
     }
@@ -113,9 +143,18 @@ mod tests {
     fn what_cannot_be_managed() {
         let mounts = [mount("/srv/a.crt", "/tls/a.crt", "bind"), mount("", "/run", "tmpfs")];
         let code = |path| locate(&mounts, path).unwrap_err().code();
-        assert_eq!(code("/tls/a.crt"), "bind-mounted-file");
         assert_eq!(code("/tls/b.crt"), "path-not-mounted");
         assert_eq!(code("/run/b.crt"), "path-not-mounted");
+    }
+
+    #[test]
+    fn a_single_file_lies_in_its_own_directory() {
+        let mounts = [mount("/srv/a/site.crt", "/tls/cert.pem", "bind"), mount("/site.crt", "/b", "bind")];
+        let found = locate(&mounts, "/tls/cert.pem").unwrap();
+        assert_eq!(found.path(), "/srv/a/site.crt");
+        assert!(found.single && found.mount == "/srv/a" && found.directory.is_empty());
+        let found = locate(&mounts, "/b").unwrap();
+        assert_eq!((found.path().as_str(), found.mount.as_str()), ("/site.crt", "/"));
     }
 
     proptest! {

@@ -13,18 +13,46 @@ use reseal_proto::v1::Usage;
 /// How certificate and key lie on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// Two files in one directory.
+    /// Two PEM files.
     Pair,
-    /// Chain, then key, in one file.
+    /// Chain, then key, in one PEM file.
     Combined,
+    /// Two DER files: the certificate alone, and its PKCS#8 key.
+    Der,
+    /// Chain and key in a PKCS#12 store (RFC 7292) with a password.
+    Pkcs12,
+    /// Chain and key in a Java key store with a password.
+    Jks,
 }
 
 impl Layout {
+    /// Every one there is.
+    pub const ALL: [Self; 5] = [Self::Pair, Self::Combined, Self::Der, Self::Pkcs12, Self::Jks];
+
     /// As labels write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pair => "pair",
             Self::Combined => "combined",
+            Self::Der => "der",
+            Self::Pkcs12 => "pkcs12",
+            Self::Jks => "jks",
+        }
+    }
+
+    /// Is the key a file of its own?
+    pub fn has_key_file(self) -> bool {
+        match self {
+            Self::Pair | Self::Der => true,
+            Self::Combined | Self::Pkcs12 | Self::Jks => false,
+        }
+    }
+
+    /// Is it one file that a password protects?
+    pub fn is_key_store(self) -> bool {
+        match self {
+            Self::Pkcs12 | Self::Jks => true,
+            Self::Pair | Self::Combined | Self::Der => false,
         }
     }
 }
@@ -33,11 +61,8 @@ impl FromStr for Layout {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "pair" => Ok(Self::Pair),
-            "combined" => Ok(Self::Combined),
-            _ => Err("must be pair or combined".into()),
-        }
+        let found = Self::ALL.into_iter().find(|layout| layout.name() == text);
+        found.ok_or_else(|| "must be pair, combined, der, pkcs12 or jks".into())
     }
 }
 
@@ -390,6 +415,16 @@ pub(super) fn key_mode(text: &str) -> Result<u32, String> {
         return Err("the owner must be able to read the key".into());
     }
     Ok(mode)
+}
+
+/// The name of an entry in a key store. Java folds case, so there is only one.
+pub(super) fn alias(text: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
+    if (1..=64).contains(&text.len()) && text.chars().all(good) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 64 of a-z, 0-9, '-', '_' and '.'".into())
+    }
 }
 
 /// `443,25/smtp,8443@api.example.test`, or `none`. Protocol and name are those of

@@ -18,8 +18,7 @@ use tracing::{debug, warn};
 use super::docker::{DockerError, Engine};
 use super::{Consumer, Host, Installation, assemble, finding};
 use crate::config::Config;
-use crate::dir::Dir;
-use crate::{chain, pem};
+use crate::{chain, inside, install};
 
 /// Events come in bursts; one scan answers all of a burst.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -270,14 +269,14 @@ fn keep_orphans(host: &mut Host, before: &Host, names: &[String]) {
 /// Fills in what is on disk.
 pub fn read_certificates(config: &Config, host: &mut Host) {
     for installation in host.installations.values_mut() {
-        let file = Dir::open(config, &installation.place)
-            .and_then(|dir| dir.read(&installation.place.certificate, pem::MAX_FILE_BYTES));
-        let problem = match file {
+        host.findings.extend(inside::findings(config, installation));
+        host.findings.extend(install::read::changed(config, installation));
+        let problem = match install::read::chain(config, installation) {
             Ok(None) => {
                 installation.certificate = None;
                 continue;
             }
-            Ok(Some(file)) => match chain::facts(&file.bytes) {
+            Ok(Some(found)) => match chain::facts_of(&found) {
                 Ok(facts) => {
                     installation.certificate = Some(facts);
                     continue;

@@ -15,10 +15,10 @@ use crate::journal::Journal;
 
 /// Tells the child where to write.
 const PLACE: &str = "RESEAL_TEST_PLACE";
-const CALLS: &str =
-    "trace=write,fsync,fdatasync,rename,renameat,renameat2,symlink,symlinkat,link,linkat,mkdir,mkdirat";
-/// Two installs, each of two layouts, and three steps of a journal.
-const DONE: usize = 7;
+const CALLS: &str = "trace=write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,symlink,symlinkat,link,linkat,mkdir,mkdirat";
+const SHAPES: [Shape; 6] = [Pair, Combined, Jks, Apart, Singles, Mixed];
+/// Two installs of each, and three steps of a journal.
+const DONE: usize = 2 * SHAPES.len() + 3;
 
 #[test]
 fn what_is_shown_is_flushed_before_and_what_is_done_is_flushed_after() {
@@ -36,7 +36,7 @@ fn what_is_shown_is_flushed_before_and_what_is_done_is_flushed_after() {
     let mut disk = Disk::new(home.path().to_str().unwrap());
     std::fs::read_to_string(trace).unwrap().lines().for_each(|line| disk.observe(line));
     assert_eq!(disk.done, DONE, "every step was seen");
-    assert!(disk.switches >= 2 && disk.renames > 10, "{disk:?}");
+    assert!(disk.switches >= 2 && disk.renames > 10 && disk.in_place >= 6, "{disk:?}");
 }
 
 #[tokio::test]
@@ -47,10 +47,13 @@ async fn installs_and_journals() {
         let mut out = std::io::stdout().lock();
         writeln!(out, "done {what}").and_then(|()| out.flush()).unwrap();
     };
-    for layout in [Layout::Pair, Layout::Combined] {
+    for shape in SHAPES {
         let mount = tempfile::tempdir_in(&place).unwrap();
         std::fs::File::open(&place).and_then(|place| place.sync_all()).unwrap();
-        let bench = Bench::at(mount, layout);
+        let bench = Bench::at(mount, shape);
+        if bench.installation.place.in_place() {
+            bench.put_flat();
+        }
         for generation in ["1", "2"] {
             bench.install(generation);
             done("an install");
@@ -77,6 +80,7 @@ struct Disk {
     /// Directories with names that are not flushed.
     names: BTreeSet<String>,
     switches: usize,
+    in_place: usize,
     renames: usize,
     done: usize,
 }
@@ -84,7 +88,7 @@ struct Disk {
 impl Disk {
     fn new(home: &str) -> Self {
         let (bytes, names) = (BTreeSet::new(), BTreeSet::new());
-        Self { home: home.to_owned(), bytes, names, switches: 0, renames: 0, done: 0 }
+        Self { home: home.to_owned(), bytes, names, switches: 0, in_place: 0, renames: 0, done: 0 }
     }
 
     fn observe(&mut self, line: &str) {
@@ -104,8 +108,13 @@ impl Disk {
         match name {
             "write" => {
                 // The bytes are in quotes, too: only what is written to counts.
-                let file = arguments.split_once('<').and_then(|(_, rest)| rest.split_once('>'));
-                self.bytes.insert(file.unwrap().0.to_owned());
+                self.bytes.insert(written(arguments));
+            }
+            "pwrite64" => {
+                // A file that is seen changes: what it was is safe by then, and the file before it.
+                assert!(self.bytes.is_empty() && self.names.is_empty(), "too early: {line} {self:?}");
+                self.in_place += 1;
+                self.bytes.insert(written(arguments));
             }
             "fsync" | "fdatasync" => {
                 assert!(worked, "{line}");
@@ -139,6 +148,12 @@ impl Disk {
             }
         }
     }
+}
+
+/// The file that a call writes to.
+fn written(arguments: &str) -> String {
+    let file = arguments.split_once('<').and_then(|(_, rest)| rest.split_once('>'));
+    file.unwrap().0.to_owned()
 }
 
 /// The files of a call, as strace shows them: `7</dir>, "name"`, `7</dir/file>` or `"/dir/file"`.

@@ -22,6 +22,7 @@ use crate::app;
 use crate::discover::Installation;
 use crate::evidence;
 use crate::identity::{IdentityStore, Slot};
+use crate::install::Files;
 use crate::journal::{Entry, Journal, Phase};
 use crate::link::Handle;
 use crate::link::orders::Orders;
@@ -71,11 +72,28 @@ impl Renewer {
             }
             Err(error) => error!(error = %crate::chain_of(&error), "the journal cannot be read"),
         }
+        self.recover().await;
         drop(resuming);
         loop {
             let order = self.orders.next().await;
             self.order(order).await;
         }
+    }
+
+    /// Files that a crash left half written although no journal names them: it may
+    /// have been in memory only.
+    async fn recover(&self) {
+        let host = self.tools.discovery.host().unwrap_or_default();
+        let config = self.tools.config.clone();
+        let work = move || {
+            for installation in host.installations.values().filter(|one| one.place.in_place()) {
+                let recovered = Files::open(&config, installation).and_then(|files| files.recover());
+                if let Err(error) = recovered {
+                    error!(error = %crate::chain_of(&error), "half-written files could not be finished");
+                }
+            }
+        };
+        let _ = tokio::task::spawn_blocking(work).await;
     }
 
     async fn order(&mut self, order: Order) {

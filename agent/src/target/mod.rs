@@ -49,6 +49,9 @@ pub struct Tools {
     pub clock: Arc<Clock>,
     /// Held while a batch runs: only the batch may remove generations then.
     pub busy: Arc<tokio::sync::Mutex<()>>,
+    /// Held for reading while a container reloads, for writing while files that
+    /// are mounted by themselves change.
+    pub windows: Arc<tokio::sync::RwLock<()>>,
 }
 
 pub use error::{CLOCK_SKEW, CLOCK_UNKNOWN, TargetError};
@@ -136,7 +139,9 @@ impl Target<'_> {
                 None => {
                     let key = PrivateKey::generate(wanted.key_type).map_err(TargetError::Key)?;
                     let pkcs8 = key.to_pkcs8().map_err(TargetError::Key)?;
+                    files.seen_by(&installation.consumers).map_err(TargetError::Install)?;
                     files.prepare(&generation, &pkcs8).map_err(TargetError::Install)?;
+                    files.check_readers(&installation.consumers).map_err(TargetError::Install)?;
                     crate::fail_point("agent.after_key_written");
                     key
                 }
@@ -185,7 +190,13 @@ impl Target<'_> {
         drop(span);
         async {
             let generation = self.journal.entry(self.at).await.generation;
-            let previous = self.files(move |files| files.stage(&generation, &chain)).await?;
+            // As they are now: what cannot read the key must not be told to.
+            let consumers = self.consumers().await.unwrap_or_default();
+            let stage = move |files: &Files| {
+                files.check_readers(&consumers)?;
+                files.stage(&generation, &chain)
+            };
+            let previous = self.files(stage).await?;
             self.update(|entry| {
                 entry.phase = Phase::Installing.into();
                 entry.previous = previous;
@@ -201,9 +212,18 @@ impl Target<'_> {
     async fn switch(&self) -> Result<(), TargetError> {
         let generation = self.journal.entry(self.at).await.generation;
         crate::fail_point("agent.before_switch");
+        let _alone = self.alone().await;
         self.files(move |files| files.switch(&generation)).await?;
         crate::fail_point("agent.after_switch");
         Ok(())
+    }
+
+    /// Where files change one after the other, no reload may fall between them.
+    async fn alone(&self) -> Option<tokio::sync::RwLockWriteGuard<'_, ()>> {
+        match self.installation.place.in_place() {
+            true => Some(self.tools.windows.write().await),
+            false => None,
+        }
     }
 
     /// After a crash: the pair is complete and validated, but not current.

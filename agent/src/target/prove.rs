@@ -59,6 +59,10 @@ impl Target<'_> {
     async fn attempt(&self, entry: &Entry, shown: &mut Shown) -> Result<End, TargetError> {
         let before = self.consumers().await?;
         shown.seen.extend(before.iter().map(|consumer| consumer.container_id.clone()));
+        if self.installation.place.in_place() {
+            let before = before.clone();
+            self.files(move |files| files.seen_by(&before)).await?;
+        }
         self.reload(&before, shown).instrument(self.span("reload")).await?;
         // A restarted container may have another address.
         let after = self.consumers().await?;
@@ -92,6 +96,7 @@ impl Target<'_> {
 
     pub(super) async fn reload(&self, consumers: &[Consumer], shown: &mut Shown) -> Result<(), TargetError> {
         crate::fail_point("agent.before_reload");
+        let _no_window = self.tools.windows.read().await;
         let (proofs, result) = self.tools.reloader.reload(self.tools.discovery.engine(), consumers).await;
         crate::fail_point("agent.after_reload");
         shown.reloads.extend(proofs);

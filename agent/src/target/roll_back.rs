@@ -61,6 +61,7 @@ impl Target<'_> {
         let mut shown = Shown { reloads, ..Shown::default() };
         let previous = entry.previous.clone().unwrap_or_default();
         crate::fail_point("agent.before_roll_back");
+        let alone = self.alone().await;
         let switched =
             self.files(move |files| files.restore(&previous)).instrument(self.span("install")).await;
         if let Err(error) = switched {
@@ -71,6 +72,7 @@ impl Target<'_> {
             let after = entry.new.clone();
             return self.done(entry, TargetState::Held, Grade::FileOnly, Some(failure), after, shown).await;
         }
+        drop(alone);
         crate::fail_point("agent.after_roll_back");
         let mut grade = Grade::FileOnly;
         match self.prove_old(&entry.before, &mut shown).await {

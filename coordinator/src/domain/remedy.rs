@@ -62,7 +62,25 @@ pub const TABLE: &[(&str, &str)] = &[
     ("world-writable", "take the write permission of others off that directory on {host}; then retry"),
     (
         "bind-mounted-file",
-        "mount the directory in place of the single file, recreate the container; then retry",
+        "restart the container on {host}, so that it sees the file as it is now (better: mount the directory in place of the single file); then retry",
+    ),
+    (
+        "changed-by-others",
+        "somebody else changed the file: look at it on {host}; put it back, or remove the file `installed` that the reason names; then retry",
+    ),
+    (
+        "key-unreadable",
+        "set reseal.cert.NAME.owner or .mode so that the user that the reason names can read the key on {host}; then retry",
+    ),
+    (
+        "password-unreadable",
+        "put the key store's password into the file that the reason names on {host}; then retry",
+    ),
+    ("key-store", "look at the agent's log on {host}: the key store could not be made; then retry"),
+    ("missing-file", "make the file on {host}, or mend the container's mount; then retry"),
+    (
+        "torn",
+        "make the file on {host} that the reason names writable at once: certificate and key do not belong together; then retry",
     ),
     ("file-too-large", "look at that file on {host}: it is no certificate or key; then retry"),
     ("not-a-file", "put a plain file in place of what is there on {host}; then retry"),
@@ -187,8 +205,9 @@ mod tests {
                 codes.extend(literals(body, &["=> \""]));
             }
         }
-        // The id of a finding, never of a failure.
+        // Ids of findings, never of failures.
         codes.remove("path-not-mounted");
+        codes.remove("split-pair");
         codes
     }
 

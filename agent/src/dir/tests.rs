@@ -7,6 +7,7 @@ fn place(mount: &Path, directory: &str) -> Place {
         directory: directory.into(),
         certificate: "site.crt".into(),
         key: "site.key".into(),
+        ..Place::default()
     }
 }
 
@@ -68,7 +69,7 @@ fn what_cannot_be_used_is_named() {
     let code = |place: &Place| Dir::open(&config(), place).unwrap_err().code();
     assert_eq!(code(&place(mount.path(), "gone")), "missing-directory");
     std::fs::write(mount.path().join("file"), "x").unwrap();
-    assert_eq!(code(&place(&mount.path().join("file"), "")), "bind-mounted-file");
+    assert_eq!(code(&place(&mount.path().join("file"), "")), "missing-directory");
     std::fs::create_dir(mount.path().join("open")).unwrap();
     std::fs::set_permissions(mount.path().join("open"), std::fs::Permissions::from_mode(0o777)).unwrap();
     assert_eq!(code(&place(mount.path(), "open")), "world-writable");
@@ -83,4 +84,35 @@ fn a_failed_write_leaves_nothing() {
     let name = "n".repeat(300);
     assert!(dir.replace(&name, b"x", own()).is_err());
     assert!(dir.names().unwrap().is_empty());
+}
+
+#[test]
+fn a_file_that_is_overwritten_stays_the_same_file() {
+    let mount = tempfile::tempdir().unwrap();
+    let dir = Dir::open(&config(), &place(mount.path(), "")).unwrap();
+    std::fs::write(mount.path().join("a"), "a long text that was there").unwrap();
+    std::fs::hard_link(mount.path().join("a"), mount.path().join("seen")).unwrap();
+    let later = SystemTime::UNIX_EPOCH + Duration::new(4_000_000_000, 5);
+    for text in ["short", "a longer text than the one before it, by far"] {
+        dir.overwrite("a", text.as_bytes(), own(), later).unwrap();
+        let content = dir.read("seen", 100).unwrap().unwrap();
+        assert_eq!(content.bytes.as_slice(), text.as_bytes());
+        assert_eq!((content.access, content.modified), (own(), later));
+    }
+    symlink("a", mount.path().join("link")).unwrap();
+    let error = dir.overwrite("link", b"x", own(), later).unwrap_err();
+    assert!(matches!(error, DirError::LinkedFile(_)), "{error}");
+    assert!(dir.overwrite("gone", b"x", own(), later).is_err());
+    assert_eq!(dir.read("a", 100).unwrap().unwrap().bytes.len(), 44);
+}
+
+#[test]
+fn going_up_is_checked_where_links_lead_sideways() {
+    let mount = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(mount.path().join("a/b")).unwrap();
+    symlink("a/b", mount.path().join("side")).unwrap();
+    let rises =
+        |directory| Dir::open(&config(), &place(mount.path(), directory)).unwrap().rises_to_the_mount();
+    assert!(rises("").unwrap() && rises("a").unwrap() && rises("a/b").unwrap());
+    assert!(!rises("side").unwrap());
 }

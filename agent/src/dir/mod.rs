@@ -7,107 +7,26 @@
 //! A directory that everybody may write is refused: there anybody could swap
 //! the key. Blocking: call off the async threads.
 
+mod error;
+mod write;
+
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, fchmod, fchown, fstat, fsync, linkat,
-    mkdirat, openat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, fstat, fsync, openat, openat2, readlinkat,
+    statat,
 };
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::discover::Place;
 
-/// Directories the agent makes: readable, because containers follow links through them.
-const DIRECTORY_MODE: u32 = 0o755;
-
-/// A file operation was refused or failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DirError {
-    /// The directory is not there.
-    #[error("directory {0} does not exist on the host; create it or correct the label")]
-    Missing(String),
-    /// A link, or `..`, leads out of the mount.
-    #[error("{0} leads out of its mount through a symbolic link; nothing is followed there")]
-    Escapes(String),
-    /// Everybody may write there.
-    #[error("directory {0} is writable by everybody, who could swap the key; chmod o-w it")]
-    WorldWritable(String),
-    /// The mount's source is a file.
-    #[error(
-        "{0} is a single file mounted into the container, which keeps the old file when it is replaced; mount its directory instead"
-    )]
-    SingleFile(String),
-    /// A file is larger than what is accepted.
-    #[error("{path} has more than {limit} bytes")]
-    TooLarge {
-        /// On the host.
-        path: String,
-        /// Bytes.
-        limit: usize,
-    },
-    /// Not a regular file where one was expected.
-    #[error("{0} is neither a file nor a link to one")]
-    NotAFile(String),
-    /// No space, or the quota is used up.
-    #[error("no space left to {operation} {path}; nothing was changed")]
-    NoSpace {
-        /// "write" ...
-        operation: &'static str,
-        /// On the host.
-        path: String,
-    },
-    /// The file system is mounted read-only on the host.
-    #[error("cannot {operation} {path}: its file system is read-only on the host")]
-    ReadOnly {
-        /// "write" ...
-        operation: &'static str,
-        /// On the host.
-        path: String,
-    },
-    /// Anything else.
-    #[error("cannot {operation} {path}")]
-    Io {
-        /// "write" ...
-        operation: &'static str,
-        /// On the host.
-        path: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl DirError {
-    /// A stable word for findings and failures.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Missing(_) => "missing-directory",
-            Self::Escapes(_) => "path-escapes",
-            Self::WorldWritable(_) => "world-writable",
-            Self::SingleFile(_) => "bind-mounted-file",
-            Self::TooLarge { .. } => "file-too-large",
-            Self::NotAFile(_) => "not-a-file",
-            Self::NoSpace { .. } => "no-space",
-            Self::ReadOnly { .. } => "read-only",
-            Self::Io { .. } => "io",
-        }
-    }
-
-    fn from_errno(operation: &'static str, path: String, errno: Errno) -> Self {
-        match errno {
-            Errno::NOSPC | Errno::DQUOT => Self::NoSpace { operation, path },
-            Errno::ROFS => Self::ReadOnly { operation, path },
-            Errno::XDEV | Errno::LOOP => Self::Escapes(path),
-            _ => Self::Io { operation, path, source: errno.into() },
-        }
-    }
-}
+pub use error::DirError;
 
 /// Who owns a file and what others may do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +45,10 @@ pub struct Content {
     pub bytes: Zeroizing<Vec<u8>>,
     /// As found.
     pub access: Access,
+    /// When it was changed last, by its own account.
+    pub modified: SystemTime,
+    /// Which file it is.
+    pub identity: Identity,
 }
 
 /// An open directory.
@@ -140,20 +63,36 @@ pub struct Dir {
 }
 
 impl Dir {
-    /// Opens the directory of an installation.
+    /// Opens the directory of an installation's certificate.
     pub fn open(config: &Config, place: &Place) -> Result<Self, DirError> {
+        Self::open_at(config, &place.mount, &place.directory)
+    }
+
+    /// Opens a directory of the agent's own, such as one in its state directory.
+    pub fn own(path: &Path) -> Result<Self, DirError> {
+        let shown = path.display().to_string();
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+        let open = || rustix::fs::open(path, flags, Mode::empty());
+        match (open(), open()) {
+            (Ok(fd), Ok(mount)) => Ok(Self { fd, mount, below: String::new(), path: shown }),
+            (Err(errno), _) | (_, Err(errno)) => Err(DirError::from_errno("open", shown, errno)),
+        }
+    }
+
+    /// Opens a directory beneath the source of a mount.
+    pub fn open_at(config: &Config, mount: &str, below: &str) -> Result<Self, DirError> {
         let directory = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
-        let shown = place.mount.clone();
+        let shown = mount.to_owned();
         let root = rustix::fs::open(&config.host_root, directory, Mode::empty())
             .map_err(|errno| DirError::from_errno("open", config.host_root.display().to_string(), errno))?;
         // Links on the host itself are the administrator's and are followed,
         // but always within the host's files.
-        let source = place.mount.trim_start_matches('/');
+        let source = mount.trim_start_matches('/');
         let source = if source.is_empty() { "." } else { source };
         let mount =
             resolve(&root, source, directory, ResolveFlags::IN_ROOT).map_err(|errno| match errno {
                 Errno::NOENT => DirError::Missing(shown.clone()),
-                Errno::NOTDIR => DirError::SingleFile(shown.clone()),
+                Errno::NOTDIR => DirError::NoDirectory(shown.clone()),
                 errno => DirError::from_errno("open", shown.clone(), errno),
             })?;
         let mut dir = Self {
@@ -167,7 +106,7 @@ impl Dir {
             path: shown,
         };
         dir.refuse_world_writable()?;
-        let parts = place.directory.split('/').filter(|part| !part.is_empty());
+        let parts = below.split('/').filter(|part| !part.is_empty());
         for part in parts {
             if !dir.below.is_empty() {
                 dir.below.push('/');
@@ -208,20 +147,6 @@ impl Dir {
         }
     }
 
-    /// Like [`Dir::sub`], made when it is not there.
-    pub fn make_sub(&self, name: &str) -> Result<Self, DirError> {
-        match mkdirat(&self.fd, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(self.error("create directory", name, errno)),
-        }
-        let sub = self.sub(name)?.ok_or_else(|| DirError::Missing(self.path_of(name)))?;
-        // The umask of the agent is strict; containers must be able to pass.
-        fchmod(&sub.fd, Mode::from_raw_mode(DIRECTORY_MODE))
-            .map_err(|errno| self.error("set the mode of", name, errno))?;
-        self.sync()?;
-        Ok(sub)
-    }
-
     /// Reads a file, through links that stay in the mount; `None` when there is none.
     pub fn read(&self, name: &str, limit: usize) -> Result<Option<Content>, DirError> {
         let below = self.below_of(name);
@@ -243,71 +168,12 @@ impl Dir {
         if bytes.len() > limit {
             return Err(DirError::TooLarge { path: self.path_of(name), limit });
         }
-        Ok(Some(Content { bytes, access: access(&stat) }))
-    }
-
-    /// Writes a new file, whole and flushed; one of that name must not exist.
-    /// On an error nothing is left behind.
-    pub fn create(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), DirError> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))
-            .map_err(|errno| self.error("write", name, errno))?;
-        let written = self.fill(name, fd, bytes, access);
-        if written.is_err() {
-            let _ = unlinkat(&self.fd, name, AtFlags::empty());
-        }
-        written
-    }
-
-    fn fill(&self, name: &str, fd: OwnedFd, bytes: &[u8], access: Access) -> Result<(), DirError> {
-        let mut file = File::from(fd);
-        file.write_all(bytes).map_err(|source| self.io("write", name, source))?;
-        // Owner first: changing it takes mode bits away.
-        fchown(&file, Some(Uid::from_raw(access.uid)), Some(Gid::from_raw(access.gid)))
-            .map_err(|errno| self.error("set the owner of", name, errno))?;
-        fchmod(&file, Mode::from_raw_mode(access.mode & 0o777))
-            .map_err(|errno| self.error("set the mode of", name, errno))?;
-        fsync(&file).map_err(|errno| self.error("flush", name, errno))
-    }
-
-    /// Puts a file in the place of `name` in one step, through a temporary name.
-    pub fn replace(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), DirError> {
-        let temporary = temporary(name);
-        self.remove(&temporary)?;
-        self.create(&temporary, bytes, access)?;
-        self.rename(&temporary, name)
-    }
-
-    /// Makes `name` a link to `target` in one step.
-    pub fn replace_link(&self, name: &str, target: &str) -> Result<(), DirError> {
-        let temporary = temporary(name);
-        self.remove(&temporary)?;
-        symlinkat(target, &self.fd, &temporary).map_err(|errno| self.error("link", name, errno))?;
-        self.rename(&temporary, name)
-    }
-
-    /// Makes `name` another name of the file `other` in `from`, in one step.
-    pub fn replace_hard_link(&self, name: &str, from: &Self, other: &str) -> Result<(), DirError> {
-        let temporary = temporary(name);
-        self.remove(&temporary)?;
-        from.hard_link(other, self, &temporary)?;
-        self.rename(&temporary, name)?;
-        // Renaming between two names of one file does nothing (rename(2)).
-        self.remove(&temporary)
-    }
-
-    /// Gives the file `name` the further name `other` in `to`.
-    pub fn hard_link(&self, name: &str, to: &Self, other: &str) -> Result<(), DirError> {
-        linkat(&self.fd, name, &to.fd, other, AtFlags::empty())
-            .map_err(|errno| self.error("link", name, errno))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> Result<(), DirError> {
-        if let Err(errno) = renameat(&self.fd, from, &self.fd, to) {
-            let _ = unlinkat(&self.fd, from, AtFlags::empty());
-            return Err(self.error("replace", to, errno));
-        }
-        self.sync()
+        Ok(Some(Content {
+            bytes,
+            access: access(&stat),
+            modified: modified(&stat),
+            identity: Identity(stat.st_dev, stat.st_ino),
+        }))
     }
 
     /// Where a link points; `None` when there is no link of that name.
@@ -328,32 +194,25 @@ impl Dir {
         }
     }
 
+    /// Does going up as often as this directory lies deep lead to the mount's root?
+    /// Not where a link leads sideways: then ".." means something else.
+    pub fn rises_to_the_mount(&self) -> Result<bool, DirError> {
+        let depth = self.below.split('/').filter(|part| !part.is_empty()).count();
+        let path = format!("{}/{}.", self.below_of("."), "../".repeat(depth));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let up = match resolve(&self.mount, &path, flags, ResolveFlags::BENEATH) {
+            Ok(up) => up,
+            Err(Errno::XDEV) => return Ok(false),
+            Err(errno) => return Err(self.error("open", ".", errno)),
+        };
+        let same = |errno| self.error("look at", ".", errno);
+        Ok(Identity::of(&up).map_err(same)? == Identity::of(&self.mount).map_err(same)?)
+    }
+
     /// Owner and mode of this directory itself.
     pub fn access(&self) -> Result<Access, DirError> {
         let stat = fstat(&self.fd).map_err(|errno| self.error("look at", ".", errno))?;
         Ok(access(&stat))
-    }
-
-    /// Removes a file; fine when there is none.
-    pub fn remove(&self, name: &str) -> Result<(), DirError> {
-        match unlinkat(&self.fd, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(self.error("remove", name, errno)),
-        }
-    }
-
-    /// Removes a directory of files; fine when there is none.
-    pub fn remove_sub(&self, name: &str) -> Result<(), DirError> {
-        let Some(sub) = self.sub(name)? else {
-            return Ok(());
-        };
-        for file in sub.names()? {
-            sub.remove(&file)?;
-        }
-        match unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => self.sync(),
-            Err(errno) => Err(self.error("remove directory", name, errno)),
-        }
     }
 
     /// The names in it, sorted; at most 10,000.
@@ -411,12 +270,21 @@ impl Dir {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity(u64, u64);
 
-fn access(stat: &Stat) -> Access {
-    Access { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o777 }
+impl Identity {
+    /// Of an open file.
+    pub fn of(fd: impl AsFd) -> Result<Self, Errno> {
+        fstat(fd).map(|stat| Self(stat.st_dev, stat.st_ino))
+    }
 }
 
-fn temporary(name: &str) -> String {
-    format!(".{name}.reseal")
+fn modified(stat: &Stat) -> SystemTime {
+    let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds.min(999_999_999))
+}
+
+fn access(stat: &Stat) -> Access {
+    Access { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o777 }
 }
 
 /// `openat2` with the flags that are always right. EAGAIN means that a rename
@@ -438,5 +306,4 @@ fn resolve(
 }
 
 #[cfg(test)]
-#[path = "dir_tests.rs"]
 mod tests;
