@@ -8,6 +8,7 @@
 //! - [`engine`]: one Docker Engine per host.
 //! - [`fleet`]: hosts put together, and taken down whatever happens; [`clean`] finds what a killed run left.
 //! - [`services`]: nginx, HAProxy and an mTLS pair across hosts.
+//! - [`layouts`]: containers whose certificates lie as they do in the field.
 //! - [`openssl`] and [`probe`]: what a client outside the product sees.
 //! - [`product`]: the coordinator, the agents and the command line, run as users run them.
 //! - [`world`]: all of it together, up to the moment when every certificate is issued.
@@ -29,6 +30,7 @@ pub mod fault;
 pub mod fleet;
 pub mod image;
 pub mod invariants;
+pub mod layouts;
 pub mod machine;
 pub mod network;
 pub mod openssl;
