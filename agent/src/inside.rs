@@ -45,8 +45,23 @@ struct Credentials {
     uid: u32,
     /// The first is its own; `None`: not known.
     groups: Option<Vec<u32>>,
-    /// May read what it does not own.
+    /// May read what it does not own, if its user namespace knows the owner.
     reads_anything: bool,
+    /// Users and groups that its user namespace has, as the host counts them.
+    known: [Ranges; 2],
+}
+
+/// Ids from, and how many.
+type Ranges = Vec<(u64, u64)>;
+
+/// Of a user namespace: the second number of each line is the id outside
+/// (user_namespaces(7)). With remapped users root in a container is nobody here.
+fn ranges(map: &str) -> Ranges {
+    let range = |line: &str| {
+        let mut numbers = line.split_whitespace().skip(1).map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    map.lines().filter_map(range).collect()
 }
 
 impl fmt::Display for Credentials {
@@ -63,8 +78,14 @@ impl fmt::Display for Credentials {
 }
 
 impl Credentials {
-    /// Of a process, by `/proc/PID/status` (proc_pid_status(5)); ids as the host counts them.
-    fn of_process(status: &str) -> Option<Self> {
+    /// Of a process that can be seen.
+    fn of(pid: i32) -> Option<Self> {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+        Self::of_process(&read("status")?, [&read("uid_map")?, &read("gid_map")?])
+    }
+
+    /// By `/proc/PID/status` (proc_pid_status(5)); ids as the host counts them.
+    fn of_process(status: &str, maps: [&str; 2]) -> Option<Self> {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
         // Real, effective, saved, file system: the last one opens files.
         let last = |name: &str| field(name)?.split_whitespace().nth(3)?.parse().ok();
@@ -72,7 +93,8 @@ impl Credentials {
         let more = field("Groups:")?.split_whitespace().filter_map(|group| group.parse().ok());
         let capabilities = u64::from_str_radix(field("CapEff:")?.trim(), 16).ok()?;
         let groups = Some(std::iter::once(gid).chain(more).collect());
-        Some(Self { uid, groups, reads_anything: capabilities & READS_ANYTHING != 0 })
+        let reads_anything = capabilities & READS_ANYTHING != 0;
+        Some(Self { uid, groups, reads_anything, known: maps.map(ranges) })
     }
 
     /// Of a container that does not run, by its configuration, if that is a number.
@@ -83,12 +105,15 @@ impl Credentials {
         };
         let uid = uid.parse().ok().filter(|uid| *uid != 0)?;
         let groups = gid.and_then(|gid| gid.parse().ok()).map(|gid| vec![gid]);
-        Some(Self { uid, groups, reads_anything: false })
+        Some(Self { uid, groups, reads_anything: false, known: Default::default() })
     }
 
     /// `Some(false)` only where it is certain. `bit` is 4 to read, 1 to pass.
     fn may(&self, access: Access, bit: u32) -> bool {
-        if self.reads_anything {
+        let knows = |ranges: &Ranges, id: u32| {
+            ranges.iter().any(|(first, count)| (*first..first.saturating_add(*count)).contains(&id.into()))
+        };
+        if self.reads_anything && knows(&self.known[0], access.uid) && knows(&self.known[1], access.gid) {
             return true;
         }
         if access.uid == self.uid {
@@ -134,10 +159,7 @@ pub fn cannot_read(consumer: &Consumer, number: usize, key: Access) -> Option<Un
     let path = consumer.inside.files.get(number)?;
     let root = root(consumer);
     let who = match &root {
-        Some(_) => {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", consumer.pid)).ok()?;
-            Credentials::of_process(&status)?
-        }
+        Some(_) => Credentials::of(consumer.pid)?,
         None if consumer.running => return None,
         None => Credentials::of_configuration(&consumer.inside.user)?,
     };
@@ -247,7 +269,8 @@ mod tests {
 
     #[test]
     fn a_process_is_who_the_kernel_says() {
-        let postgres = Credentials::of_process(STATUS).unwrap();
+        let all = ["0 0 4294967295\n"; 2];
+        let postgres = Credentials::of_process(STATUS, all).unwrap();
         assert_eq!((postgres.uid, postgres.groups.clone()), (999, Some(vec![998, 101, 102])));
         assert!(postgres.may(access(999, 0, 0o600), 4));
         assert!(postgres.may(access(0, 102, 0o640), 4));
@@ -257,10 +280,16 @@ mod tests {
         assert!(postgres.may(access(0, 0, 0o711), 1) && !postgres.may(access(0, 0, 0o711), 4));
         // Root without its capabilities is a user like others.
         let bare = STATUS.replace("999", "0");
-        assert!(!Credentials::of_process(&bare).unwrap().may(access(101, 101, 0o600), 4));
-        let root = bare.replace("CapEff:\t0", "CapEff:\tf").replace("0000000000\n", "0000000002\n");
-        assert!(Credentials::of_process(&root).unwrap().may(access(101, 101, 0o600), 4));
-        assert_eq!(Credentials::of_process("Uid:\tx"), None);
+        assert!(!Credentials::of_process(&bare, all).unwrap().may(access(101, 101, 0o600), 4));
+        let root = bare.replace("0000000000\n", "0000000002\n");
+        assert!(Credentials::of_process(&root, all).unwrap().may(access(101, 101, 0o600), 4));
+        // Root of a container whose users are remapped is not root here.
+        let remapped = STATUS.replace("999", "100000").replace("998", "100000");
+        let remapped = remapped.replace("0000000000\n", "0000000002\n");
+        let remapped = Credentials::of_process(&remapped, ["0 100000 65536\n"; 2]);
+        let remapped = remapped.unwrap();
+        assert!(!remapped.may(access(0, 0, 0o600), 4) && remapped.may(access(100_101, 100_101, 0o600), 4));
+        assert_eq!(Credentials::of_process("Uid:\tx", all), None);
     }
 
     #[test]
@@ -291,6 +320,32 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_in_the_way_is_named() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not root: nobody else can be run here");
+            return;
+        }
+        use std::os::unix::fs::PermissionsExt as _;
+        use std::os::unix::process::CommandExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let chmod =
+            |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut sleeper = std::process::Command::new("sleep").arg("60").uid(1234).gid(1234).spawn().unwrap();
+        let file = dir.path().join("site.key");
+        let them = consumer(i32::try_from(sleeper.id()).unwrap(), "", file.to_str().unwrap());
+        chmod(0o700);
+        let why = cannot_read(&them, 0, access(1234, 1234, 0o600)).unwrap().to_string();
+        chmod(0o711);
+        let passed = cannot_read(&them, 0, access(1234, 1234, 0o600));
+        let refused = cannot_read(&them, 0, access(0, 0, 0o640));
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(why.contains(&format!("directory {}", dir.path().display())), "{why}");
+        assert_eq!(passed, None);
+        assert!(refused.is_some());
+    }
+
+    #[test]
     fn every_directory_on_the_way() {
         assert_eq!(
             parents("/etc/ssl/private/x.key").collect::<Vec<_>>(),
@@ -301,7 +356,8 @@ mod tests {
     proptest! {
         #[test]
         fn more_permission_never_refuses(uid in 0u32..3, gid in 0u32..3, mode in 0u32..0o1000, group in 0u32..3) {
-            let who = Credentials { uid: 1, groups: Some(vec![group]), reads_anything: false };
+            let known = Default::default();
+            let who = Credentials { uid: 1, groups: Some(vec![group]), reads_anything: false, known };
             let unknown = Credentials { groups: None, ..who.clone() };
             let key = access(uid, gid, mode);
             // What is refused without knowing the groups is refused with any.

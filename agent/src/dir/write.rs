@@ -114,6 +114,15 @@ impl Dir {
         fsync(&fd).map_err(|errno| self.error("flush", name, errno))
     }
 
+    /// Could [`Dir::overwrite`] write to this file? Changes nothing.
+    pub fn check_writable(&self, name: &str) -> Result<(), DirError> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(self.error("write", name, errno)),
+        }
+    }
+
     /// Gives a file other bytes and keeps it the same file. Room for them is made
     /// before anything is changed; the name must not be a link, and there must be
     /// such a file. A reader in the middle may see some of both.

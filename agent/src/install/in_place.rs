@@ -86,7 +86,8 @@ impl Files {
         for part in self.parts.iter().filter(|part| part.located.single) {
             match part.dir.kind(&part.located.file)? {
                 Some((FileType::Symlink, _)) => return Err(DirError::LinkedFile(part.located.path())),
-                Some(_) => {}
+                // A mount of its own may be read-only where its directory is not.
+                Some(_) => part.dir.check_writable(&part.located.file)?,
                 None => return Err(DirError::MissingFile(part.located.path())),
             }
         }

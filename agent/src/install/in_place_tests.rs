@@ -120,6 +120,11 @@ fn a_directory_that_takes_no_files_leaves_the_old_ones_in_the_state_directory() 
     });
     assert!(kept > 2);
     bench.files().restore(previous.as_deref().unwrap()).unwrap();
+    assert_eq!(bench.served(), Some(old.clone()));
+    // A file that cannot be written is found before anything is asked for.
+    let remount = std::process::Command::new("mount").args(["-o", "remount,ro,bind"]).arg(&file).status();
+    assert!(remount.unwrap().success());
+    assert_eq!(bench.try_prepare("2").unwrap_err().code(), "read-only");
     assert_eq!(bench.served(), Some(old));
     drop(single);
     drop(tmpfs);

@@ -282,9 +282,19 @@ fn what_is_there_is_taken_over_with_owner_and_mode_and_comes_back() {
     for shape in SHAPES {
         let bench = Bench::new(shape);
         let old = bench.put_flat();
+        if rustix::process::geteuid().is_root() {
+            // Somebody else's file stays somebody else's.
+            std::os::unix::fs::chown(bench.secret(), Some(4321), Some(4322)).unwrap();
+        }
+        let owner = |bench: &Bench| {
+            let file = fs::metadata(bench.secret()).unwrap();
+            (file.uid(), file.gid())
+        };
+        let theirs = owner(&bench);
         let (new, previous) = bench.install("1");
         assert_eq!(bench.served(), Some(new), "{shape:?}");
         assert_eq!(mode(&bench.secret()), 0o640, "{shape:?}");
+        assert_eq!(owner(&bench), theirs, "{shape:?}");
         bench.files().restore(previous.as_deref().unwrap()).unwrap();
         assert_eq!(bench.served(), Some(old), "{shape:?}");
         assert_eq!(mode(&bench.secret()), 0o640, "{shape:?}");

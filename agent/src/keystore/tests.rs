@@ -75,7 +75,9 @@ fn a_password_file_may_end_with_a_newline() {
 }
 
 fn openssl(arguments: &[&str], file: &Path) -> String {
-    let output = Command::new("openssl").args(arguments).arg("-in").arg(file).output().unwrap();
+    let output = Command::new("openssl").args(arguments).arg("-in").arg(file).output();
+    let output =
+        output.unwrap_or_else(|error| panic!("openssl does not run ({error}): apt-get install -y openssl"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

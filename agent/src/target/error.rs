@@ -36,7 +36,7 @@ pub enum TargetError {
     #[error("the certificate was not installed")]
     Chain(#[source] chain::ChainError),
     /// Files.
-    #[error("nothing was changed")]
+    #[error("the new certificate cannot be put in place")]
     Install(#[source] InstallError),
     /// Containers cannot be looked at.
     #[error("the consumers cannot be looked at")]
