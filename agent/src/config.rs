@@ -10,6 +10,8 @@ use std::time::Duration;
 use reseal_proto::telemetry::{LogFormat, Settings};
 use serde::Deserialize;
 
+use crate::discover;
+
 /// Where the state is kept unless the settings say otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/reseal-agent";
 /// Read when no file is named and it exists.
@@ -63,6 +65,8 @@ pub struct Config {
     pub signals: Signals,
     /// Address of the metrics page; none: off.
     pub metrics_listen: Option<std::net::SocketAddr>,
+    /// The search for certificates that nobody declared.
+    pub discovery: discover::settings::Settings,
     /// Logs and traces.
     pub telemetry: Settings,
 }
@@ -90,6 +94,8 @@ struct Raw {
     #[serde(default)]
     signals: Signals,
     metrics_listen: Option<String>,
+    #[serde(default)]
+    discovery: discover::settings::Raw,
     #[serde(default)]
     telemetry: RawTelemetry,
 }
@@ -183,6 +189,7 @@ impl Raw {
         if !(0.0..=1.0).contains(&sample_ratio) {
             mistakes.push(format!("telemetry.sample_ratio {sample_ratio} must be 0.0 to 1.0"));
         }
+        let discovery = self.discovery.validate(&mut mistakes);
         if !mistakes.is_empty() {
             return Err(ConfigError::Values { path, mistakes });
         }
@@ -197,6 +204,7 @@ impl Raw {
             verify_timeout: Duration::from_secs(verify_timeout),
             signals: self.signals,
             metrics_listen,
+            discovery,
             telemetry: Settings {
                 service: "reseal-agent",
                 level: self.telemetry.log_level.unwrap_or_else(|| "info".into()),

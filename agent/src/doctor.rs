@@ -16,7 +16,7 @@ use crate::discover::docker::Engine;
 use crate::identity::{Identity, IdentityError, IdentityStore, Slot};
 use crate::room::Room;
 use crate::state::{Lock, Session};
-use crate::{app, clock as clocks, link, scan, verify};
+use crate::{app, clock as clocks, link, verify};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,7 +235,7 @@ async fn docker(config: &Config) -> Check {
             return check("docker", Verdict::Bad, crate::chain_of(&error).to_string());
         }
     };
-    match scan::run(config, false).await {
+    match engine.containers().await {
         Ok(_) => check("docker", Verdict::Good, format!("{} speaks API {version}", config.docker)),
         Err(error) => check("docker", Verdict::Bad, crate::chain_of(&error).to_string()),
     }

@@ -13,10 +13,11 @@ use prost::Message;
 use reseal_proto::v1::{self, Finding, InventoryDelta, TrustStore};
 
 use crate::discover::assemble::MAX_INSTALLATIONS;
-use crate::discover::{Host, Installation, TrustTarget, finding};
+use crate::discover::found::Discovered;
+use crate::discover::{Endpoint, Host, Installation, TrustTarget, finding};
 
 /// Findings of one host that are reported.
-pub const MAX_FINDINGS: usize = 100;
+pub const MAX_FINDINGS: usize = 900;
 /// Encoded installations stay below one MiB; this much is left for the other fields.
 const MAX_BYTES: usize = 1024 * 1024 - 128 * 1024;
 /// Bytes of one installation, of its id, its label, and an identifier of its certificate.
@@ -27,9 +28,10 @@ const MOST_KEY_ID: usize = 64;
 const MOST_CONSUMERS: usize = 50;
 const MOST_ENDPOINTS: usize = 50;
 const MOST_TRUST_STORES: usize = 200;
-/// Bytes of all trust stores, and of those and all findings: they share a record.
+const MOST_NAMES: usize = 100;
+/// Bytes of all trust stores, and of all findings.
 const MOST_TRUST_BYTES: usize = 20 * 1024;
-const MOST_HEAD_BYTES: usize = 44 * 1024;
+const MOST_FINDING_BYTES: usize = 200 * 1024;
 
 /// The whole inventory at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,8 +52,7 @@ impl Report {
         let mut findings = host.findings.clone();
         let installations = installations(host, &mut findings);
         let trust_stores = trust_stores(host, &mut findings);
-        let used = trust_stores.iter().map(size).sum();
-        let findings = bounded(findings, used);
+        let findings = bounded(findings);
         let digest = digest(&installations, &findings, &trust_stores);
         Self { digest, installations, findings, trust_stores }
     }
@@ -81,28 +82,35 @@ impl Report {
     }
 }
 
-/// What goes into a message, and findings for what does not.
+/// What goes into a message, and findings for what does not. What is managed goes first.
 fn installations(host: &Host, findings: &mut Vec<Finding>) -> BTreeMap<String, v1::Installation> {
     let mut installations = BTreeMap::new();
-    let (mut bytes, mut left_out) = (0, 0);
-    for (id, installation) in &host.installations {
-        let message = message(installation);
+    let mut bytes = 0;
+    let managed = host.installations.values().map(message);
+    let discovered = host.discovered.values().map(discovered_message);
+    let (mut unmanaged, mut unseen) = (0, 0);
+    for message in managed.chain(discovered) {
         if let Some(why) = unreportable(&message) {
-            findings.push(finding("not-reported", &shortened(id), &why, "critical"));
+            let severity = if message.is_managed() { "critical" } else { "warning" };
+            findings.push(finding("not-reported", &shortened(&message.id), &why, severity));
             continue;
         }
-        bytes += message.encoded_len() + 8;
-        if bytes > MAX_BYTES || installations.len() == MAX_INSTALLATIONS {
-            left_out += 1;
+        let size = message.encoded_len() + 8;
+        if bytes + size > MAX_BYTES || installations.len() == MAX_INSTALLATIONS {
+            *(if message.is_managed() { &mut unmanaged } else { &mut unseen }) += 1;
         } else {
-            installations.insert(id.clone(), message);
+            bytes += size;
+            installations.insert(message.id.clone(), message);
         }
     }
-    if left_out > 0 {
-        let what = format!(
-            "{left_out} installations are not reported and not managed: a host may have {MAX_INSTALLATIONS}, described in one MiB"
-        );
+    let bound = format!("a host may have {MAX_INSTALLATIONS}, described in one MiB");
+    if unmanaged > 0 {
+        let what = format!("{unmanaged} installations are not reported and not managed: {bound}");
         findings.push(finding("too-many", "host", &what, "critical"));
+    }
+    if unseen > 0 {
+        let what = format!("{unseen} certificates that were found are not reported: {bound}");
+        findings.push(finding("too-many", "discovered", &what, "warning"));
     }
     installations
 }
@@ -111,7 +119,7 @@ fn installations(host: &Host, findings: &mut Vec<Finding>) -> BTreeMap<String, v
 fn unreportable(installation: &v1::Installation) -> Option<String> {
     let what = |what: &str, is: usize, most: usize| {
         Some(format!(
-            "{what} has {is} bytes, {most} are the most: this installation is not managed until it is shorter"
+            "{what} has {is} bytes, {most} are the most: this installation is neither reported nor managed until it is shorter"
         ))
     };
     if installation.id.len() > MOST_ID {
@@ -166,7 +174,7 @@ fn trust_stores(host: &Host, findings: &mut Vec<Finding>) -> Vec<TrustStore> {
 }
 
 /// The worst first where they cannot all go; sorted.
-fn bounded(mut findings: Vec<Finding>, used: usize) -> Vec<Finding> {
+fn bounded(mut findings: Vec<Finding>) -> Vec<Finding> {
     let total = findings.len();
     findings.sort_by_key(|found| match found.severity.as_str() {
         "critical" => 0,
@@ -174,17 +182,20 @@ fn bounded(mut findings: Vec<Finding>, used: usize) -> Vec<Finding> {
         _ => 2,
     });
     // With room for the finding that says so.
-    let mut bytes = used + 400;
+    let mut bytes = 400;
     let fits = |found: &&Finding| {
         bytes += size(*found);
-        bytes <= MOST_HEAD_BYTES
+        bytes <= MOST_FINDING_BYTES
     };
     let fitting = findings.iter().take_while(fits).count();
     if fitting < total || total > MAX_FINDINGS {
         let kept = fitting.min(MAX_FINDINGS - 1);
+        let worst_left_out = findings.get(kept).map(|found| found.severity.clone());
         findings.truncate(kept);
         let what = format!("{total} findings were made, the worst {kept} are reported");
-        findings.push(finding("too-many", "findings", &what, "critical"));
+        // As bad as what is left out may be.
+        let severity = worst_left_out.unwrap_or_else(|| "critical".to_owned());
+        findings.push(finding("too-many", "findings", &what, &severity));
     }
     findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
     findings
@@ -229,13 +240,7 @@ pub fn message(installation: &Installation) -> v1::Installation {
         .consumers
         .iter()
         .flat_map(|consumer| &consumer.endpoints)
-        .map(|endpoint| v1::Endpoint {
-            address: endpoint.address.clone(),
-            sni: endpoint.sni.clone(),
-            starttls: endpoint.starttls.name().to_owned(),
-            within: endpoint.within.as_ref().map(|within| within.container.clone()).unwrap_or_default(),
-            served: Vec::new(),
-        })
+        .map(|endpoint| endpoint_message(endpoint, Vec::new()))
         .collect();
     endpoints.sort_by(|a, b| (&a.address, &a.sni).cmp(&(&b.address, &b.sni)));
     endpoints.dedup();
@@ -261,6 +266,46 @@ pub fn message(installation: &Installation) -> v1::Installation {
         certificate: installation.certificate.clone(),
         management: installation.management.into(),
         origin: v1::Origin::File.into(),
+        inference: None,
+    }
+}
+
+fn endpoint_message(endpoint: &Endpoint, served: Vec<u8>) -> v1::Endpoint {
+    v1::Endpoint {
+        address: endpoint.address.clone(),
+        sni: endpoint.sni.clone(),
+        starttls: endpoint.starttls.name().to_owned(),
+        within: endpoint.within.as_ref().map(|within| within.container.clone()).unwrap_or_default(),
+        served,
+    }
+}
+
+/// What nobody declared, as a message.
+pub fn discovered_message(found: &Discovered) -> v1::Installation {
+    let facts = found.certificate.as_ref().map(|certificate| certificate.facts.clone());
+    let consumers = found.users.iter().take(MOST_CONSUMERS).map(|user| v1::Consumer {
+        container: user.container.clone(),
+        container_id: user.container_id.clone(),
+        image: user.image.clone(),
+        running: user.running,
+        reload: user.reload.clone(),
+        program: user.program.clone(),
+    });
+    let endpoints = found.endpoints.iter().take(MOST_ENDPOINTS);
+    let names = facts.as_ref().map(|facts| facts.names.as_slice()).unwrap_or_default();
+    v1::Installation {
+        id: found.id.clone(),
+        label: found.label.clone(),
+        names: names.iter().take(MOST_NAMES).cloned().collect(),
+        usage: found.certificate.as_ref().map_or(v1::Usage::Unspecified, |one| one.usage).into(),
+        key_type: facts.as_ref().map(|facts| facts.key_type.clone()).unwrap_or_default(),
+        issuer: String::new(),
+        layout: found.lies.name().to_owned(),
+        consumers: consumers.collect(),
+        endpoints: endpoints.map(|seen| endpoint_message(&seen.endpoint, seen.served.clone())).collect(),
+        certificate: facts,
+        management: v1::Management::Discovered.into(),
+        origin: found.origin.into(),
         inference: None,
     }
 }
@@ -321,16 +366,16 @@ mod tests {
 
     /// What a coordinator takes of one host.
     fn taken(report: &Report) {
-        let head: usize = report.findings.iter().map(size).sum::<usize>()
-            + report.trust_stores.iter().map(size).sum::<usize>();
-        assert!(head < 46 * 1024, "{head}");
-        assert!(report.findings.len() <= 100 && report.trust_stores.len() <= 200);
+        let findings: usize = report.findings.iter().map(size).sum();
+        let trust_stores: usize = report.trust_stores.iter().map(size).sum();
+        assert!(findings < 256 * 1024 && trust_stores < 24 * 1024, "{findings} {trust_stores}");
+        assert!(report.findings.len() < 1000 && report.trust_stores.len() <= 200);
         assert!(report.installations.len() <= 2000);
         for installation in report.installations.values() {
             assert!(installation.encoded_len() <= 40 * 1024);
             assert!(installation.id.len() <= 600 && installation.label.len() <= 300);
         }
-        assert!(report.delta(None).encoded_len() < 1024 * 1024);
+        assert!(report.delta(None).encoded_len() < 1024 * 1024 + 256 * 1024);
     }
 
     #[test]

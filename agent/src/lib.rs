@@ -3,7 +3,8 @@
 //! - [`config`] reads the settings, [`app`] wires everything and reads the clock; [`clock`] knows how far it is off.
 //! - [`identity`] is who this host is; [`key`] makes and holds private keys; [`pem`] is their text form,
 //!   [`keystore`] what Java and others keep them in.
-//! - [`discover`] turns containers, labels and mounts into installations; [`inventory`] reports them.
+//! - [`discover`] turns containers, labels and mounts into installations, and finds what nobody
+//!   declared; [`inventory`] reports them.
 //! - [`link`] is the session with the coordinator; [`outbox`] keeps results until they are acknowledged.
 //! - [`state`] is what is on disk between two runs, [`room`] what is kept free for it.
 //! - [`renew`] runs a batch, [`target`] one target of it: [`plan`] says what is next, [`journal`] remembers it.

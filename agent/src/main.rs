@@ -33,10 +33,22 @@ enum Command {
     },
     /// Run the agent
     Run,
-    /// Show what the labels on this host's containers resolve to; changes nothing
+    /// Show every certificate on this host, what uses it and what is wrong; changes nothing
+    ///
+    /// Looks at what labels declare, at every file beneath the mounts of containers, into images
+    /// and at listening ports. Needs no coordinator and no enrolment.
     Scan {
         #[arg(long, value_enum, default_value_t = Output::Table)]
         output: Output,
+        /// The same as --output json
+        #[arg(long)]
+        json: bool,
+        /// Show findings only
+        #[arg(long)]
+        findings: bool,
+        /// Show only what concerns this container; may be given several times
+        #[arg(long, value_name = "NAME")]
+        container: Vec<String>,
     },
     /// Check whether this host can be looked after; changes nothing
     Doctor {
@@ -85,8 +97,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run => app::run(config).await.map(|()| ExitCode::SUCCESS),
-        Command::Scan { output } => {
-            print!("{}", scan::run(&config, matches!(output, Output::Json)).await?);
+        Command::Scan { output, json, findings, container } => {
+            let json = json || matches!(output, Output::Json);
+            let options = scan::Options { json, findings, containers: container };
+            print!("{}", scan::run(&config, &options).await?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor { output } => {

@@ -247,6 +247,7 @@ impl Assembly {
         self.findings.dedup();
         Host {
             installations: self.installations,
+            discovered: BTreeMap::new(),
             trusts: self.trusts.into_values().collect(),
             findings: self.findings,
         }

@@ -30,6 +30,8 @@ pub(crate) fn labelled(name: &str, source: &str, extra: &[(&str, &str)]) -> Cont
         addresses: vec!["172.17.0.2".parse().unwrap()],
         published: BTreeMap::from([(443, vec!["127.0.0.1:8443".parse().unwrap()])]),
         declared: labels::parse(all),
+        labelled: true,
+        ..Container::default()
     }
 }
 

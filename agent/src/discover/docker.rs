@@ -15,7 +15,7 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecResults};
-use bollard::models::{ContainerInspectResponse, EventMessage, PortBinding};
+use bollard::models::{ContainerInspectResponse, ContainerSummaryStateEnum, EventMessage, PortBinding};
 use bollard::query_parameters::{
     EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
     RestartContainerOptions,
@@ -24,7 +24,9 @@ use futures_util::{Stream, StreamExt};
 use reseal_proto::facts::printable;
 
 use super::mounts::Mount;
-use super::{Command, Container, Signal, labels};
+use super::{Command, Container, Layers, Signal, labels};
+
+const LABELS: &str = "reseal.";
 
 /// What a command inside a container may take before it is given up.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
@@ -109,21 +111,39 @@ impl Engine {
         Ok(client.client_version().to_string())
     }
 
-    /// Every container with a `reseal.*` label, whatever its state.
+    /// Every container, whatever its state.
     pub async fn containers(&self) -> Result<Vec<Container>, DockerError> {
+        self.containers_unless(|_, _| None).await
+    }
+
+    /// Like [`Engine::containers`]; `known` may know one without labels already, by its id and
+    /// whether it runs: then the engine is not asked about it again.
+    pub async fn containers_unless(
+        &self,
+        known: impl Fn(&str, bool) -> Option<Container>,
+    ) -> Result<Vec<Container>, DockerError> {
         let client = self.client().await?;
         let options = ListContainersOptionsBuilder::new().all(true).build();
         let listed =
             client.list_containers(Some(options)).await.map_err(call("list containers of", &self.address))?;
         let mut containers = Vec::new();
         for summary in listed {
-            let labels = summary.labels.unwrap_or_default();
-            if !labels.keys().any(|key| key.starts_with("reseal.")) {
+            let labelled = summary.labels.iter().flatten().any(|(key, _)| key.starts_with(LABELS));
+            let id = summary.id.unwrap_or_default();
+            let running = summary.state == Some(ContainerSummaryStateEnum::RUNNING);
+            if let Some(container) = known(&id, running).filter(|_| !labelled) {
+                containers.push(container);
                 continue;
             }
-            let id = summary.id.unwrap_or_default();
-            // Gone between the two calls: its destroy event comes too.
-            containers.extend(self.container(&id).await?);
+            match self.container(&id).await {
+                // Gone between the two calls: its destroy event comes too.
+                Ok(container) => containers.extend(container),
+                // One that cannot be inspected and declares nothing does not hold up the others.
+                Err(error) if !labelled && matches!(error, DockerError::Call { .. }) => {
+                    tracing::warn!(container = %printable(&id), error = %crate::chain_of(&error), "not looked at");
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(containers)
     }
@@ -260,6 +280,25 @@ fn read(inspected: &ContainerInspectResponse) -> Container {
         addresses: if host_network { vec![IpAddr::V4(Ipv4Addr::LOCALHOST)] } else { addresses(inspected) },
         published: published(inspected),
         declared: labels::parse(labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))),
+        labelled: labels.iter().flatten().any(|(key, _)| key.starts_with(LABELS)),
+        image_id: inspected.image.as_deref().unwrap_or_default().trim_start_matches("sha256:").to_owned(),
+        layers: layers(inspected),
+    }
+}
+
+/// Only overlay2 says where its layers are; `LowerDir` has the uppermost first.
+fn layers(inspected: &ContainerInspectResponse) -> Layers {
+    let Some(driver) = &inspected.graph_driver else { return Layers::default() };
+    let directory = |key: &str| driver.data.get(key).cloned().unwrap_or_default();
+    Layers {
+        driver: printable(&driver.name),
+        lower: directory("LowerDir")
+            .split(':')
+            // The container's own first layer has nothing but mount points.
+            .filter(|path| path.starts_with('/') && !path.ends_with("-init/diff"))
+            .map(str::to_owned)
+            .collect(),
+        upper: Some(directory("UpperDir")).filter(|path| path.starts_with('/')).unwrap_or_default(),
     }
 }
 

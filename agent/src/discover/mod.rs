@@ -5,12 +5,25 @@
 //! [`assemble`] puts it together (pure) and [`watch`] keeps it fresh. The
 //! types here are what everything else in the agent works on; nothing of them
 //! ever comes from the coordinator.
+//!
+//! What nobody declared is found by [`search`]: [`files`] beneath the mounts,
+//! recognised by [`formats`], put together by [`pairing`] (pure), [`merge`]d
+//! with what is declared and judged by [`findings`]. It is reported as
+//! [`found::Discovered`] and never touched.
 
 pub mod assemble;
 pub mod docker;
+pub mod files;
+pub mod findings;
+pub mod formats;
+pub mod found;
 pub mod labels;
+pub mod merge;
 pub mod mounts;
+pub mod pairing;
 pub mod programs;
+pub mod search;
+pub mod settings;
 mod values;
 pub mod watch;
 
@@ -52,6 +65,23 @@ pub struct Container {
     pub published: BTreeMap<u16, Vec<std::net::SocketAddr>>,
     /// `reseal.*` labels, parsed.
     pub declared: labels::Declared,
+    /// There are such labels.
+    pub labelled: bool,
+    /// 64 hex digits, of the image it was made from.
+    pub image_id: String,
+    /// Where its file system lies on the host.
+    pub layers: Layers,
+}
+
+/// Directories of the host that make up a container's file system (overlay2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layers {
+    /// The engine's graph driver; empty when the engine does not say.
+    pub driver: String,
+    /// Of the image, the uppermost first. They never change.
+    pub lower: Vec<String>,
+    /// What the container itself wrote; empty when there is none.
+    pub upper: String,
 }
 
 /// Everything that was found.
@@ -59,6 +89,8 @@ pub struct Container {
 pub struct Host {
     /// By id.
     pub installations: BTreeMap<String, Installation>,
+    /// What nobody declared, by id: reported, never renewed.
+    pub discovered: BTreeMap<String, found::Discovered>,
     /// Trust bundles to write.
     pub trusts: Vec<TrustTarget>,
     /// Sorted, each once.

@@ -110,7 +110,7 @@ pub fn locate(mounts: &[Mount], path: &str) -> Result<Located, MountError> {
 }
 
 /// What is left of `path` beneath `destination`; whole components only.
-fn beneath<'a>(destination: &str, path: &'a str) -> Option<&'a str> {
+pub(super) fn beneath<'a>(destination: &str, path: &'a str) -> Option<&'a str> {
     let rest = path.strip_prefix(destination.trim_end_matches('/'))?;
     if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
 }

@@ -4,10 +4,13 @@
 //! for a fresh one. While the engine cannot be reached the last picture stays
 //! (with a finding): an empty one would tell the coordinator that everything
 //! is gone. An installation whose container is gone stays known while its
-//! certificate is on disk, so that recreating a container loses nothing.
+//! certificate is on disk, so that recreating a container loses nothing. The
+//! search for what nobody declared runs beside it ([`search`]) and never holds
+//! it up: its newest answer is merged into whatever is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -16,7 +19,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
 use super::docker::{DockerError, Engine};
-use super::{Consumer, Host, Installation, assemble, finding};
+use super::search::{self, Picture};
+use super::{Consumer, Container, Host, Installation, assemble, finding, merge};
 use crate::config::Config;
 use crate::{chain, inside, install};
 
@@ -49,7 +53,16 @@ impl Discovery {
     pub fn start(config: Arc<Config>, engine: Arc<Engine>) -> Self {
         let (sender, host) = watch::channel(None);
         let (requests, receiver) = mpsc::channel(64);
+        let (answer, answers) = mpsc::channel(1);
         let task = Task {
+            searcher: (!config.discovery.off).then(|| search::start(&config, answer.clone())),
+            _answer: answer,
+            answers,
+            searching: false,
+            wanted: None,
+            picture: None,
+            containers: Vec::new(),
+            changed: Some(BTreeSet::new()),
             config,
             engine: engine.clone(),
             requests: receiver,
@@ -119,6 +132,19 @@ struct Task {
     notes: BTreeMap<(&'static str, String), Finding>,
     /// As scanned, without notes.
     scanned: Option<Host>,
+    /// Of the last scan.
+    containers: Vec<Container>,
+    /// Ids that events named since then; `None`: an event named none.
+    changed: Option<BTreeSet<String>>,
+    /// The thread that searches, if it shall.
+    searcher: Option<SyncSender<search::Request>>,
+    /// Keeps `answers` open where nothing is searched.
+    _answer: mpsc::Sender<Arc<Picture>>,
+    answers: mpsc::Receiver<Arc<Picture>>,
+    /// A request is on its way; the next waits in `wanted`.
+    searching: bool,
+    wanted: Option<search::Request>,
+    picture: Option<Arc<Picture>>,
 }
 
 impl Task {
@@ -133,7 +159,7 @@ impl Task {
                 }
             };
             if let Some(events) = events {
-                self.scan().await;
+                self.scan(true).await;
                 if self.follow(events).await.is_err() {
                     return;
                 }
@@ -149,6 +175,7 @@ impl Task {
                         Some(Request::Scan(answer)) => { let _ = answer.send(None); }
                         Some(Request::Note(note)) => self.note(note),
                     },
+                    Some(picture) = self.answers.recv() => self.found(picture),
                 }
             }
         }
@@ -162,12 +189,20 @@ impl Task {
             Result<bollard::models::EventMessage, bollard::errors::Error>,
         >,
     ) -> Result<(), ()> {
-        let mut due = tokio::time::Instant::now() + self.config.scan_interval;
+        // Everything is looked at again now and then, a part of it when there was an event.
+        let mut full = tokio::time::Instant::now() + self.config.scan_interval;
+        let mut due = full;
         loop {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => {
                         debug!(action = ?event.action, "container event");
+                        let id = event.actor.and_then(|actor| actor.id);
+                        match (id, &mut self.changed) {
+                            (Some(id), Some(changed)) => { changed.insert(id); }
+                            (Some(_), None) => {}
+                            (None, _) => self.changed = None,
+                        }
                         due = due.min(tokio::time::Instant::now() + SETTLE);
                     }
                     Some(Err(error)) => {
@@ -177,16 +212,22 @@ impl Task {
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep_until(due) => {
-                    due = tokio::time::Instant::now() + self.config.scan_interval;
-                    if !self.scan().await {
+                    let now = tokio::time::Instant::now();
+                    let everything = now >= full;
+                    if everything {
+                        full = now + self.config.scan_interval;
+                    }
+                    due = full;
+                    if !self.scan(everything).await {
                         return Ok(());
                     }
                 }
+                Some(picture) = self.answers.recv() => self.found(picture),
                 request = self.requests.recv() => match request {
                     None => return Err(()),
                     Some(Request::Note(note)) => self.note(note),
                     Some(Request::Scan(answer)) => {
-                        let fresh = self.scan().await;
+                        let fresh = self.scan(false).await;
                         let _ = answer.send(if fresh { self.sender.borrow().clone() } else { None });
                     }
                 },
@@ -194,14 +235,23 @@ impl Task {
         }
     }
 
-    async fn scan(&mut self) -> bool {
-        let containers = match self.engine.containers().await {
+    /// Looks at every container again, or at those with labels and those that changed.
+    async fn scan(&mut self, full: bool) -> bool {
+        let changed = if full { None } else { self.changed.clone() };
+        let known = |id: &str, running: bool| {
+            let same = changed.as_ref().is_some_and(|changed| !changed.contains(id));
+            let mut known = self.containers.iter().filter(|_| same);
+            known.find(|container| container.id == id && container.running == running).cloned()
+        };
+        let containers = match self.engine.containers_unless(known).await {
             Ok(containers) => containers,
             Err(error) => {
                 self.unreachable(&error);
                 return false;
             }
         };
+        self.changed = Some(BTreeSet::new());
+        self.search(&containers, changed);
         let names: Vec<String> = containers.iter().map(|c| c.name.clone()).collect();
         let mut host = assemble::assemble(containers);
         if let Some(before) = &self.scanned {
@@ -219,6 +269,42 @@ impl Task {
         self.scanned = Some(host);
         self.publish(None);
         true
+    }
+
+    /// Has the containers searched that are new or changed.
+    fn search(&mut self, containers: &[Container], changed: Option<BTreeSet<String>>) {
+        let ids = |all: &[Container]| all.iter().map(|one| one.id.clone()).collect::<BTreeSet<_>>();
+        let (before, now) = (ids(&self.containers), ids(containers));
+        self.containers = containers.to_vec();
+        let changed = changed.map(|mut changed| {
+            changed.extend(now.difference(&before).cloned());
+            changed
+        });
+        let same = changed.as_ref().is_some_and(BTreeSet::is_empty) && before == now;
+        if same || self.searcher.is_none() {
+            return;
+        }
+        let request = search::Request { containers: containers.to_vec(), changed };
+        self.wanted = Some(match self.wanted.take() {
+            Some(before) => before.and(request),
+            None => request,
+        });
+        self.send();
+    }
+
+    fn send(&mut self) {
+        if !self.searching
+            && let (Some(searcher), Some(request)) = (&self.searcher, self.wanted.take())
+        {
+            self.searching = searcher.try_send(request).is_ok();
+        }
+    }
+
+    fn found(&mut self, picture: Arc<Picture>) {
+        self.picture = Some(picture);
+        self.searching = false;
+        self.send();
+        self.publish(None);
     }
 
     fn note(&mut self, note: Note) {
@@ -246,6 +332,9 @@ impl Task {
         let Some(mut host) = self.scanned.clone() else {
             return;
         };
+        if let Some(picture) = &self.picture {
+            merge::merge(&mut host, picture, crate::app::now());
+        }
         host.findings.extend(self.notes.values().cloned());
         host.findings.extend(extra);
         host.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));

@@ -1,0 +1,98 @@
+//! `reseal-agent scan`: every certificate on this host, declared or not.
+//!
+//! Works before enrolment and without a coordinator; changes nothing. [`table`]
+//! is for people, [`json`] has stable names for programs.
+
+pub mod json;
+pub mod table;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::discover::docker::{DockerError, Engine};
+use crate::discover::search::{Picture, Search};
+use crate::discover::watch::read_certificates;
+use crate::discover::{Host, assemble, merge};
+
+/// What is shown, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// For programs.
+    pub json: bool,
+    /// Findings only.
+    pub findings: bool,
+    /// What concerns these containers only; empty: everything.
+    pub containers: Vec<String>,
+}
+
+/// What was looked at, and for how long.
+#[derive(Clone, Debug, Default)]
+pub struct Scanned {
+    /// Declared and discovered.
+    pub host: Host,
+    /// What is neither: trust stores, keys without a certificate.
+    pub picture: Picture,
+    /// Containers of the host.
+    pub containers: usize,
+    /// From the first call to the engine to the last file.
+    pub took: Duration,
+}
+
+/// Looks once and says what was found.
+pub async fn run(config: &Config, options: &Options) -> Result<String, DockerError> {
+    let mut scanned = look(config).await?;
+    if !options.containers.is_empty() {
+        only(&mut scanned, &options.containers);
+    }
+    Ok(if options.json { json::of(&scanned, options) } else { table::of(&scanned, options) })
+}
+
+/// Looks at everything once.
+pub async fn look(config: &Config) -> Result<Scanned, DockerError> {
+    let begun = Instant::now();
+    let engine = Engine::new(&config.docker);
+    let containers = engine.containers().await?;
+    let count = containers.len();
+    let mut host = assemble::assemble(containers.clone());
+    let settings = config.clone();
+    let (host, picture) = tokio::task::spawn_blocking(move || {
+        read_certificates(&settings, &mut host);
+        let now = crate::app::now();
+        let picture = if settings.discovery.off {
+            Picture::default()
+        } else {
+            Search::new(&settings).run(&containers, None, now)
+        };
+        merge::merge(&mut host, &picture, now);
+        host.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+        (host, picture)
+    })
+    .await
+    .unwrap_or_default();
+    Ok(Scanned { host, picture, containers: count, took: begun.elapsed() })
+}
+
+/// Leaves out what does not concern the containers of these names.
+fn only(scanned: &mut Scanned, names: &[String]) {
+    let host = &mut scanned.host;
+    host.installations.retain(|_, one| one.consumers.iter().any(|user| names.contains(&user.container)));
+    host.discovered.retain(|_, one| one.users.iter().any(|user| names.contains(&user.container)));
+    host.trusts.retain(|one| one.consumers.iter().any(|user| names.contains(&user.container)));
+    let mut objects: BTreeSet<String> = names.iter().cloned().collect();
+    objects.extend(host.installations.keys().chain(host.discovered.keys()).cloned());
+    objects.extend(host.installations.values().map(|one| one.label.clone()));
+    let keys = host.discovered.values().filter_map(|one| one.files.as_ref()?.key.as_ref());
+    objects.extend(keys.map(|key| key.path.clone()));
+    let endpoints = host.discovered.values().flat_map(|one| &one.endpoints);
+    objects.extend(endpoints.map(|seen| seen.endpoint.address.clone()));
+    let concerns = |object: &str| {
+        let container = object.split('/').next().unwrap_or_default();
+        objects.contains(object) || names.iter().any(|name| name == container)
+    };
+    host.findings.retain(|found| concerns(&found.object));
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
