@@ -18,13 +18,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::info;
 
+use crate::chain;
 use crate::clock::Standing;
 use crate::discover::{Consumer, Endpoint, Host, Installation, finding};
 use crate::install::Files;
 use crate::target::{Tools, endpoints_of, unseen};
 use crate::verify::probe::{self, Ask, Family};
 use crate::verify::{self, Expected, VerifyError};
-use crate::{chain, pem};
 
 const CONCURRENT: usize = 4;
 /// The file may change while we look (a renewal is under way): looked at anew.

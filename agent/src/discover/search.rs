@@ -178,7 +178,7 @@ impl Search {
                 let source = mount.source.as_str();
                 let held = matches!(mount.kind.as_str(), "bind" | "volume") && source.starts_with('/');
                 let beneath = |one: &&str| mounts::beneath(one, source).is_some();
-                if !held || PSEUDO.iter().any(|one| beneath(&one)) {
+                if !held || PSEUDO.iter().any(beneath) {
                     continue;
                 }
                 if self.settings.skip.iter().any(|one| mounts::beneath(one, source).is_some()) {
