@@ -163,9 +163,8 @@ impl ProbeError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Name(_) | Self::Setup(_) | Self::Forbidden { .. } | Self::Enter { .. } => "probe-setup",
-            Self::Connect(_) | Self::Timeout(_) | Self::Ended { .. } | Self::NotListening { .. } => {
-                "endpoint-unreachable"
-            }
+            Self::Connect(_) | Self::Timeout(_) => "endpoint-unreachable",
+            Self::Ended { .. } | Self::NotListening { .. } => "endpoint-unreachable",
             Self::Starttls(_) | Self::Unspoken { .. } | Self::Handshake(_) => "no-tls",
         }
     }
