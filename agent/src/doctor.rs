@@ -144,7 +144,7 @@ async fn signals(config: &Config) -> Check {
     };
     let mut tried = 0;
     for consumer in assemble(containers).installations.values().flat_map(|one| &one.consumers) {
-        if !consumer.running || !matches!(consumer.reload, Reload::Signal(_)) {
+        if !consumer.running || !consumer.reload.0.iter().any(|step| matches!(step, Reload::Signal(_))) {
             continue;
         }
         let Some(pid) = Pid::from_raw(consumer.pid) else { continue };

@@ -242,7 +242,7 @@ fn open(root: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discover::{Inside, Reload};
+    use crate::discover::{Inside, Ladder};
     use proptest::prelude::*;
 
     fn access(uid: u32, gid: u32, mode: u32) -> Access {
@@ -257,7 +257,7 @@ mod tests {
             program: String::new(),
             running: pid > 0,
             pid,
-            reload: Reload::None,
+            reload: Ladder::default(),
             check: None,
             serves: false,
             endpoints: Vec::new(),

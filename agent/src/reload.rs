@@ -1,10 +1,13 @@
 //! Makes consumers read their files again: signal, exec or, last, restart.
 //!
-//! Before a signal it is checked that PID 1 catches it: a signal nobody
-//! catches kills the program or does nothing. Before any reload the program's
-//! own configuration check runs, where one is known. A container that does not
-//! run is never started. One reload at a time per container, so that two
-//! certificates of one program do not disturb each other.
+//! One step at a time; which steps, in which order and how far is decided by
+//! [`crate::target`], which looks after each. Before a signal it is made sure
+//! that it goes to the program and not to a shell in front of it, that the
+//! process is one of the container's, and that it catches the signal: one that
+//! nobody catches kills the program or does nothing. Before any reload the
+//! program's own configuration check runs, where one is known. A container that
+//! does not run is never started. One reload at a time per container, so that
+//! two certificates of one program do not disturb each other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -15,7 +18,8 @@ use tracing::info;
 
 use crate::config::Signals;
 use crate::discover::docker::{DockerError, Engine};
-use crate::discover::{Command, Consumer, Reload, Signal};
+use crate::discover::programs::{self, Hidden};
+use crate::discover::{Command, Consumer, Container, Reload, Signal, processes};
 
 /// A consumer could not be reloaded.
 #[derive(Debug, thiserror::Error)]
@@ -34,15 +38,46 @@ pub enum ReloadError {
         /// The end of what it wrote.
         output: String,
     },
-    /// PID 1 does not catch the signal.
+    /// The program does not catch the signal.
     #[error(
-        "PID 1 of container {container} does not catch SIG{signal}, so it was not sent; a shell or init in front may hide the program: declare another reload method"
+        "{program} in container {container} does not catch SIG{signal}, so it was not sent: declare another reload method"
     )]
     NotCaught {
         /// Its name.
         container: String,
+        /// What was looked at.
+        program: String,
         /// Without `SIG`.
         signal: &'static str,
+    },
+    /// A shell or an init is in front of something.
+    #[error("no signal was sent to container {container}")]
+    Hidden {
+        /// Its name.
+        container: String,
+        /// What is in front of what.
+        #[source]
+        source: Hidden,
+    },
+    /// The engine signals PID 1 only.
+    #[error(
+        "PID 1 of container {container} is {wrapper}, which passes no signal on, and with signals = \"engine\" nothing else can be signalled: declare an exec"
+    )]
+    OnlyFirst {
+        /// Its name.
+        container: String,
+        /// What is in front.
+        wrapper: &'static str,
+    },
+    /// Not what the engine says it is.
+    #[error(
+        "process {pid}, which the engine says is in container {container}, is not in its control group, so it was not signalled: does the engine run on this host?"
+    )]
+    Foreign {
+        /// Its name.
+        container: String,
+        /// In this PID namespace.
+        pid: i32,
     },
     /// `/proc` does not show the process.
     #[error(
@@ -84,6 +119,17 @@ pub enum ReloadError {
         #[source]
         source: DockerError,
     },
+    /// Several steps, and none could be made.
+    #[error("no step could be made for container {container}; first {tried}; then")]
+    Ladder {
+        /// Its name.
+        container: String,
+        /// The steps before the last, and why not.
+        tried: String,
+        /// The last.
+        #[source]
+        source: Box<ReloadError>,
+    },
 }
 
 impl ReloadError {
@@ -92,10 +138,27 @@ impl ReloadError {
         match self {
             Self::Check { .. } => "check-refused",
             Self::NotCaught { .. } => "signal-not-caught",
+            Self::Hidden { .. } | Self::OnlyFirst { .. } => "program-hidden",
+            Self::Foreign { .. } => "process-foreign",
             Self::Invisible { .. } => "process-invisible",
             Self::Exec { .. } => "exec-failed",
             Self::Stopped { .. } => "consumer-stopped",
             Self::Docker { .. } => "docker-failed",
+            Self::Ladder { source, .. } => source.code(),
+        }
+    }
+
+    /// Is it about the consumer, so that no other step would go better?
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Check { .. } | Self::Stopped { .. } | Self::Ladder { .. } => true,
+            Self::NotCaught { .. }
+            | Self::Hidden { .. }
+            | Self::OnlyFirst { .. }
+            | Self::Foreign { .. }
+            | Self::Invisible { .. }
+            | Self::Exec { .. }
+            | Self::Docker { .. } => false,
         }
     }
 }
@@ -106,6 +169,17 @@ const KILLED: i64 = 128;
 /// How often and how soon it is asked again.
 const LOOKS: u32 = 20;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// A program that is older has installed the handlers of its signals.
+const STARTING: Duration = Duration::from_secs(3);
+
+/// A step that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// For the evidence.
+    pub proof: ReloadProof,
+    /// What the command wrote, in case the step did not help.
+    pub output: String,
+}
 
 /// Reloads; holds one lock per container.
 #[derive(Debug, Default)]
@@ -120,46 +194,52 @@ impl Reloader {
         Self { signals, locks: Mutex::default() }
     }
 
-    /// Reloads every consumer that runs: gentle methods first, restarts one at
-    /// a time and last. The first failure ends it; what was done comes back
-    /// with it.
+    /// Reloads every consumer that runs where nothing can be seen from outside: the
+    /// first step of each that can be made; restarts last. The first failure ends it;
+    /// what was done comes back with it.
     pub async fn reload(
         &self,
         engine: &Engine,
         consumers: &[Consumer],
     ) -> (Vec<ReloadProof>, Result<(), ReloadError>) {
         let mut order: Vec<&Consumer> = consumers.iter().filter(|c| c.running).collect();
-        order.sort_by_key(|consumer| consumer.reload == Reload::Restart);
+        order.sort_by_key(|consumer| consumer.reload.only_restarts());
         let mut proofs = Vec::new();
         for consumer in order {
-            let lock = self.lock(&consumer.container);
-            let _held = lock.lock().await;
-            match one(engine, self.signals, consumer).await {
-                Ok(Some(proof)) => proofs.push(proof),
-                Ok(None) => {}
+            match self.first_that_works(engine, consumer).await {
+                Ok(proof) => proofs.extend(proof),
                 Err(error) => return (proofs, Err(error)),
             }
         }
         (proofs, Ok(()))
     }
 
-    fn lock(&self, container: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.locks.lock().expect("no panic while held");
-        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        locks.entry(container.to_owned()).or_default().clone()
+    async fn first_that_works(
+        &self,
+        engine: &Engine,
+        consumer: &Consumer,
+    ) -> Result<Option<ReloadProof>, ReloadError> {
+        self.check(engine, consumer).await?;
+        let mut failures = Vec::new();
+        for step in &consumer.reload.0 {
+            match self.step(engine, consumer, step).await {
+                Ok(made) => return Ok(Some(made.proof)),
+                Err(error) if error.is_final() => return Err(error),
+                Err(error) => failures.push((step.clone(), error)),
+            }
+        }
+        match none_could_be_made(&consumer.container, failures) {
+            Some(error) => Err(error),
+            None => Ok(None),
+        }
     }
-}
 
-async fn one(
-    engine: &Engine,
-    signals: Signals,
-    consumer: &Consumer,
-) -> Result<Option<ReloadProof>, ReloadError> {
-    let container = consumer.container.as_str();
-    let docker = |source| ReloadError::Docker { container: container.to_owned(), source };
-    if let Some(check) = &consumer.check
-        && let Err(error) = run_check(engine, consumer, check).await
-    {
+    /// Would the program take its configuration? Runs its own check, if it has one.
+    pub async fn check(&self, engine: &Engine, consumer: &Consumer) -> Result<(), ReloadError> {
+        let Some(check) = &consumer.check else { return Ok(()) };
+        let lock = self.lock(&consumer.container);
+        let _held = lock.lock().await;
+        let Err(error) = run_check(engine, consumer, check).await else { return Ok(()) };
         // What was stopped in the middle of its check has not refused anything.
         let looks =
             if matches!(error, ReloadError::Check { status, .. } if status > KILLED) { LOOKS } else { 1 };
@@ -169,54 +249,85 @@ async fn one(
             }
             running(engine, consumer).await?;
         }
-        return Err(error);
+        Err(error)
     }
-    if consumer.reload == Reload::None {
-        return Ok(None);
-    }
-    // A command needs a running container, and a restart would start a stopped one.
-    let pid = running(engine, consumer).await?;
-    match &consumer.reload {
-        Reload::None => return Ok(None),
-        Reload::Signal(signal) => {
-            send(engine, signals, consumer, *signal, pid).await?;
-        }
-        Reload::Exec(command) => {
-            let ended = engine.exec(&consumer.container_id, command).await.map_err(docker)?;
-            if ended.status != 0 {
-                return Err(ReloadError::Exec {
-                    container: container.to_owned(),
-                    command: command.to_string(),
-                    status: ended.status,
-                    output: ended.output,
-                });
+
+    /// Makes one step; says nothing about whether it helped.
+    pub async fn step(
+        &self,
+        engine: &Engine,
+        consumer: &Consumer,
+        step: &Reload,
+    ) -> Result<Made, ReloadError> {
+        let lock = self.lock(&consumer.container);
+        let _held = lock.lock().await;
+        let container = consumer.container.as_str();
+        let docker = |source| ReloadError::Docker { container: container.to_owned(), source };
+        // A command needs a running container, and a restart would start a stopped one.
+        let seen = running(engine, consumer).await?;
+        let mut output = String::new();
+        match step {
+            Reload::Signal(signal) => send(engine, self.signals, consumer, *signal, &seen).await?,
+            Reload::Exec(command) => {
+                let ended = engine.exec(&consumer.container_id, command).await.map_err(docker)?;
+                if ended.status != 0 {
+                    return Err(ReloadError::Exec {
+                        container: container.to_owned(),
+                        command: command.to_string(),
+                        status: ended.status,
+                        output: ended.output,
+                    });
+                }
+                output = ended.output;
             }
+            Reload::Restart => engine.restart(&consumer.container_id).await.map_err(docker)?,
         }
-        Reload::Restart => engine.restart(&consumer.container_id).await.map_err(docker)?,
+        info!(container, method = %step, "reloaded");
+        let proof = ReloadProof {
+            container: container.to_owned(),
+            container_id: consumer.container_id.clone(),
+            method: step.to_string(),
+            at: crate::app::now(),
+        };
+        Ok(Made { proof, output })
     }
-    info!(container, method = %consumer.reload, "reloaded");
-    Ok(Some(ReloadProof {
-        container: container.to_owned(),
-        container_id: consumer.container_id.clone(),
-        method: consumer.reload.to_string(),
-        at: crate::app::now(),
-    }))
+
+    fn lock(&self, container: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().expect("no panic while held");
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        locks.entry(container.to_owned()).or_default().clone()
+    }
 }
 
-/// Its process, if it still runs.
-async fn running(engine: &Engine, consumer: &Consumer) -> Result<i32, ReloadError> {
+/// One error of all the steps that failed; `None` when there were none.
+pub fn none_could_be_made(container: &str, mut failures: Vec<(Reload, ReloadError)>) -> Option<ReloadError> {
+    let (_, last) = failures.pop()?;
+    if failures.is_empty() {
+        return Some(last);
+    }
+    let tried: Vec<String> =
+        failures.iter().map(|(step, error)| format!("{step}: {}", crate::chain_of(error))).collect();
+    Some(ReloadError::Ladder {
+        container: container.to_owned(),
+        tried: tried.join("; "),
+        source: Box::new(last),
+    })
+}
+
+/// As it is now, if it still runs.
+async fn running(engine: &Engine, consumer: &Consumer) -> Result<Container, ReloadError> {
     let container = || consumer.container.clone();
     let seen = engine
         .container(&consumer.container_id)
         .await
         .map_err(|source| ReloadError::Docker { container: container(), source })?;
     match seen {
-        Some(seen) if seen.running && seen.pid > 0 => Ok(seen.pid),
+        Some(seen) if seen.running && seen.pid > 0 => Ok(seen),
         Some(_) | None => Err(ReloadError::Stopped { container: container() }),
     }
 }
 
-/// Signals PID 1, if it catches the signal. The process is held by a pidfd before
+/// Signals the program, if it catches the signal. The process is held by a pidfd before
 /// the container is looked at again, so that a number that was given to another
 /// process meanwhile is never signalled.
 async fn send(
@@ -224,13 +335,16 @@ async fn send(
     signals: Signals,
     consumer: &Consumer,
     signal: Signal,
-    pid: i32,
+    seen: &Container,
 ) -> Result<(), ReloadError> {
     use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
     let container = || consumer.container.clone();
     let docker = |source| ReloadError::Docker { container: container(), source };
-    let invisible = |source| ReloadError::Invisible { container: container(), pid, source };
+    let hidden = |source| ReloadError::Hidden { container: container(), source };
     let stopped = || ReloadError::Stopped { container: container() };
+    let receiver = programs::recognise(seen).map_err(hidden)?;
+    let pid = receiver.pid;
+    let invisible = |source| ReloadError::Invisible { container: container(), pid, source };
     let process = Pid::from_raw(pid).ok_or_else(stopped)?;
     let held = match pidfd_open(process, PidfdFlags::empty()) {
         Ok(held) => held,
@@ -240,22 +354,40 @@ async fn send(
             return Err(invisible(error.into()));
         }
     };
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(invisible)?;
-    if !catches(&status, signal) {
-        return Err(ReloadError::NotCaught { container: container(), signal: signal.name() });
+    if !soon_catches(pid, signal).await.map_err(invisible)? {
+        let program = programs::described(seen);
+        return Err(ReloadError::NotCaught { container: container(), program, signal: signal.name() });
     }
-    match signals {
-        Signals::Engine => engine.signal(&consumer.container_id, signal).await.map_err(docker),
-        Signals::Process => {
-            // Still the same one: what is held is PID 1 of this container.
-            if running(engine, consumer).await? != pid {
+    match (signals, receiver.behind) {
+        (Signals::Engine, Some(wrapper)) if !wrapper.forwards => {
+            Err(ReloadError::OnlyFirst { container: container(), wrapper: wrapper.name })
+        }
+        (Signals::Engine, _) => engine.signal(&consumer.container_id, signal).await.map_err(docker),
+        (Signals::Process, _) => {
+            // Still the same one: what is held is the program of this container.
+            let again = running(engine, consumer).await?;
+            if programs::recognise(&again).map_err(hidden)?.pid != pid {
                 return Err(stopped());
+            }
+            if !processes::belongs(pid, &again.id).map_err(invisible)? {
+                return Err(ReloadError::Foreign { container: container(), pid });
             }
             match pidfd_send_signal(&held, signal.of_process()) {
                 Err(rustix::io::Errno::SRCH) => Err(stopped()),
                 sent => sent.map_err(|error| invisible(error.into())),
             }
         }
+    }
+}
+
+/// Does it catch the signal? One that has just been started is given a moment to say so.
+async fn soon_catches(pid: i32, signal: Signal) -> std::io::Result<bool> {
+    loop {
+        let caught = processes::catches(pid, signal)?;
+        if caught || processes::age(pid).is_none_or(|age| age > STARTING) {
+            return Ok(caught);
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
     }
 }
 
@@ -275,56 +407,53 @@ async fn run_check(engine: &Engine, consumer: &Consumer, check: &Command) -> Res
     })
 }
 
-/// Reads SigCgt of `/proc/<pid>/status` (proc(5)): bit n-1 is signal n.
-fn catches(status: &str, signal: Signal) -> bool {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigCgt:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask & (1 << (signal.number() - 1)) != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discover::Ladder;
 
-    #[test]
-    fn sees_which_signals_are_caught() {
-        let status = "Name:\tnginx\nSigCgt:\t0000000000000201\n";
-        assert!(catches(status, Signal::Hup));
-        assert!(catches(status, Signal::Usr1));
-        assert!(!catches(status, Signal::Usr2));
-        assert!(!catches("Name: x\n", Signal::Hup));
-        assert!(!catches("SigCgt:\tzz\n", Signal::Hup));
-    }
-
-    #[test]
-    fn this_very_process_is_readable() {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        assert!(status.contains("SigCgt:"));
-    }
-
-    #[tokio::test]
-    async fn what_does_not_run_is_not_touched() {
-        let consumer = Consumer {
+    fn consumer() -> Consumer {
+        Consumer {
             container: "web".into(),
             container_id: "x".into(),
             image: String::new(),
             program: String::new(),
             running: false,
             pid: 0,
-            reload: Reload::Restart,
+            reload: Ladder(vec![Reload::Restart]),
             check: None,
             serves: true,
             endpoints: Vec::new(),
             inside: crate::discover::Inside::default(),
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_run_is_not_touched() {
         // There is no engine at this address: any call would fail.
         let engine = Engine::new("unix:///nonexistent.sock");
         let reloader = Reloader::default();
-        let (proofs, result) = reloader.reload(&engine, std::slice::from_ref(&consumer)).await;
+        let (proofs, result) = reloader.reload(&engine, &[consumer()]).await;
         assert!(proofs.is_empty() && result.is_ok());
-        let running = Consumer { running: true, ..consumer };
+        let running = Consumer { running: true, ..consumer() };
         assert!(reloader.reload(&engine, &[running]).await.1.is_err());
+    }
+
+    #[test]
+    fn the_error_names_every_step() {
+        let exec = |status| ReloadError::Exec {
+            container: "web".into(),
+            command: "x".into(),
+            status,
+            output: "no".into(),
+        };
+        let step = || Reload::Exec(Command::of(["x"]));
+        assert!(none_could_be_made("web", Vec::new()).is_none());
+        let one = none_could_be_made("web", vec![(step(), exec(1))]).unwrap();
+        assert!(matches!(one, ReloadError::Exec { status: 1, .. }));
+        let two = none_could_be_made("web", vec![(step(), exec(1)), (step(), exec(2))]).unwrap();
+        let said = crate::chain_of(&two).to_string();
+        assert!(said.contains("ended with 1") && said.contains("ended with 2"), "{said}");
+        assert_eq!(two.code(), "exec-failed");
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::image;
+use crate::image::Image;
 use crate::process::{Daemon, alive, command, run, tail, wait_until};
 
 /// A running engine.
@@ -92,10 +92,10 @@ impl Engine {
         docker(&self.socket(), "60", arguments)
     }
 
-    /// Imports the services image.
-    pub fn import(&self) -> Result<()> {
-        let tar = image::tar()?.display().to_string();
-        docker(&self.socket(), "300", &["import", &tar, image::NAME]).map(drop)
+    /// Imports an image.
+    pub fn import(&self, image: &Image) -> Result<()> {
+        let tar = image.tar()?.display().to_string();
+        docker(&self.socket(), "300", &["import", &tar, image.name]).map(drop)
     }
 
     /// A container's state: "running", "restarting", "exited" ...

@@ -64,7 +64,7 @@ impl Fleet {
         machine::require_root()?;
         machine::ensure(machine::FLEET)?;
         clean::leftovers(clean::Which::Abandoned)?;
-        image::tar()?;
+        image::SERVICES.tar()?;
         let driver = machine::storage_driver();
         let network = claim(names)?;
         let mut fleet =
@@ -191,7 +191,7 @@ impl Host {
     ) -> Result<Self> {
         let engine = Engine::start(&directory.join("engine"), &namespace, driver)
             .with_context(|| format!("host {name}"))?;
-        engine.import().with_context(|| format!("host {name}"))?;
+        engine.import(&image::SERVICES).with_context(|| format!("host {name}"))?;
         Ok(Self {
             name: name.to_owned(),
             address: network.address(index),

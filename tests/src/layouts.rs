@@ -150,6 +150,7 @@ impl Laid {
             address: SocketAddr::new(IpAddr::V4(host.address), port),
             sni: dns.clone(),
             status: 200,
+            talk: crate::talk::Talk::Http,
         });
         let directory = host.directory().join("layouts").join(name);
         let laid = Self { lie, name: name.to_owned(), dns, endpoint, directory };

@@ -3,13 +3,13 @@
 //! In reading order:
 //! - [`process`]: commands, daemons, waiting for a condition, Ctrl-C.
 //! - [`machine`]: what the machine must have, and how it gets it.
-//! - [`image`]: the one image all service containers run.
+//! - [`image`]: the images that service containers run.
 //! - [`network`]: a bridge and a network namespace per host.
 //! - [`engine`]: one Docker Engine per host.
 //! - [`fleet`]: hosts put together, and taken down whatever happens; [`clean`] finds what a killed run left.
-//! - [`services`]: nginx, HAProxy and an mTLS pair across hosts.
+//! - [`services`]: nginx, HAProxy and an mTLS pair across hosts; [`programs`]: one of each that reloads.
 //! - [`layouts`]: containers whose certificates lie as they do in the field.
-//! - [`openssl`] and [`probe`]: what a client outside the product sees.
+//! - [`openssl`] and [`probe`]: what a client outside the product sees; [`talk`]: what it speaks.
 //! - [`product`]: the coordinator, the agents and the command line, run as users run them.
 //! - [`world`]: all of it together, up to the moment when every certificate is issued.
 //! - [`wire`]: agents that are nothing but a client, so that they can misbehave; the simulator uses them too.
@@ -38,10 +38,12 @@ pub mod pki;
 pub mod probe;
 pub mod process;
 pub mod product;
+pub mod programs;
 pub mod proof;
 pub mod servers;
 pub mod services;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+pub mod talk;
 pub mod wire;
 pub mod world;

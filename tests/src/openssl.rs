@@ -97,6 +97,9 @@ fn s_client(
     ];
     let mut openssl = command("timeout", &words);
     openssl.arg("-CAfile").arg(root).args(options);
+    if let Some(protocol) = endpoint.talk.starttls() {
+        openssl.args(["-starttls", protocol]);
+    }
     if let Some(client) = client {
         openssl.arg("-cert").arg(client.chain);
         openssl.arg("-cert_chain").arg(client.chain);

@@ -22,6 +22,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 
 use crate::openssl::sha256;
 use crate::services::Endpoint;
+use crate::talk::Talk;
 
 /// A service that takes longer than this has failed its client.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -169,8 +170,14 @@ fn connect(endpoint: &Endpoint, tls: &Arc<ClientConfig>) -> Result<String> {
     tcp.set_read_timeout(Some(PATIENCE))?;
     tcp.set_write_timeout(Some(PATIENCE))?;
     tcp.set_nodelay(true)?;
+    let mut tcp = tcp;
+    endpoint.talk.before_tls(&mut tcp).context("no way to the handshake")?;
     let connection = ClientConnection::new(tls.clone(), name)?;
     let mut stream = rustls::StreamOwned::new(connection, tcp);
+    if endpoint.talk != Talk::Http {
+        endpoint.talk.inside_tls(&mut stream)?;
+        return issuer(&stream.conn);
+    }
     let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", endpoint.sni);
     stream.write_all(request.as_bytes()).context("no handshake")?;
     let mut answer = Vec::new();
@@ -184,7 +191,11 @@ fn connect(endpoint: &Endpoint, tls: &Arc<ClientConfig>) -> Result<String> {
     if status != endpoint.status {
         bail!("HTTP status {status} instead of {}", endpoint.status);
     }
-    let chain = stream.conn.peer_certificates().unwrap_or_default();
+    issuer(&stream.conn)
+}
+
+fn issuer(connection: &ClientConnection) -> Result<String> {
+    let chain = connection.peer_certificates().unwrap_or_default();
     chain.get(1).map(|issuer| sha256(issuer)).context("the chain has no intermediate")
 }
 

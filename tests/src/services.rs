@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 
 use crate::fleet::Host;
 use crate::image;
+use crate::talk::Talk;
 
 /// Where a service container sees its certificates.
 pub const TLS: &str = "/tls";
@@ -29,6 +30,8 @@ pub struct Endpoint {
     pub sni: String,
     /// The HTTP status a client without a certificate gets.
     pub status: u16,
+    /// What is spoken there.
+    pub talk: Talk,
 }
 
 /// A container to be.
@@ -44,11 +47,17 @@ pub struct Service {
     pub labels: Vec<(String, String)>,
     /// Installations the labels declare: the number of certificates it needs.
     pub certificates: usize,
-    command: &'static [&'static str],
+    /// More of its ports that serve the same certificate: where they answer, and which port it
+    /// is in the container.
+    pub also: Vec<(Endpoint, u16)>,
+    /// Of the endpoint, in the container.
+    pub(crate) port: u16,
+    pub(crate) image: &'static str,
+    pub(crate) command: &'static [&'static str],
     /// As the program's official image has it.
-    stop_signal: &'static str,
+    pub(crate) stop_signal: &'static str,
     /// Directory in the container, file name, content.
-    configuration: (&'static str, &'static str, String),
+    pub(crate) configuration: (&'static str, &'static str, String),
 }
 
 /// The domain all services live under.
@@ -166,7 +175,7 @@ http {{
         service
     }
 
-    fn new(host: &Host, name: &str, port: u16, status: u16) -> Self {
+    pub(crate) fn new(host: &Host, name: &str, port: u16, status: u16) -> Self {
         let mut service = Self {
             name: name.to_owned(),
             host: host.name.clone(),
@@ -175,9 +184,13 @@ http {{
                 address: SocketAddr::new(IpAddr::V4(host.address), port),
                 sni: format!("{name}.{}.{DOMAIN}", host.name),
                 status,
+                talk: Talk::Http,
             },
             labels: Vec::new(),
             certificates: 1,
+            also: Vec::new(),
+            port: 443,
+            image: image::NAME,
             command: &[],
             stop_signal: "",
             configuration: ("", "", String::new()),
@@ -235,6 +248,11 @@ http {{
         self.directory(host).join("etc")
     }
 
+    /// Every endpoint of it.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        std::iter::once(&self.endpoint).chain(self.also.iter().map(|(one, _)| one)).cloned().collect()
+    }
+
     fn trusts_managed_root(&mut self) {
         self.label("trust.peers.bundle", "managed-root");
         self.label("trust.peers.path", "/tls/ca.pem");
@@ -254,7 +272,7 @@ http {{
 
     /// The certificate file that the endpoint serves from, on the host.
     pub fn certificate_file(&self, host: &Host) -> PathBuf {
-        let combined = self.command.first() == Some(&"haproxy");
+        let combined = self.labels.iter().any(|(key, _)| key == "reseal.cert.site.layout");
         let name = if combined { "site.pem" } else { "site.crt" };
         self.tls_directory(host).join(name)
     }
@@ -290,15 +308,18 @@ http {{
             "--restart=on-failure".to_owned(),
             format!("--name={}", self.name),
             format!("--hostname={}", self.name),
-            format!("--publish={}:443", self.endpoint.address.port()),
+            format!("--publish={}:{}", self.endpoint.address.port(), self.port),
             format!("--volume={}:{TLS}:ro", tls.display()),
             format!("--volume={}:{inside}:ro", etc.display()),
         ];
+        words.extend(
+            self.also.iter().map(|(one, inside)| format!("--publish={}:{inside}", one.address.port())),
+        );
         if !self.stop_signal.is_empty() {
             words.push(format!("--stop-signal={}", self.stop_signal));
         }
         words.extend(self.labels.iter().map(|(key, value)| format!("--label={key}={value}")));
-        words.push(image::NAME.to_owned());
+        words.push(self.image.to_owned());
         words.extend(self.command.iter().map(|word| (*word).to_owned()));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         host.engine.docker(&words).with_context(|| format!("cannot start service {}", self.name))?;

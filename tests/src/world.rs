@@ -80,7 +80,7 @@ impl World {
 
     /// Every endpoint, as a client from outside knows it.
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        self.services.iter().map(|service| service.endpoint.clone()).collect()
+        self.services.iter().flat_map(Service::endpoints).collect()
     }
 
     /// How many certificates the services' labels ask for.
@@ -96,8 +96,10 @@ impl World {
         let waited = self.services.iter().try_for_each(|service| {
             let what = format!("{} under {name} on {}", service.name, service.host);
             wait_until(&what, FIRST_ISSUANCE, || {
-                let issuer = probe::once(&service.endpoint, &self.root)?;
-                ensure!(issuer == fingerprint, "it is under another intermediate");
+                for endpoint in service.endpoints() {
+                    let issuer = probe::once(&endpoint, &self.root)?;
+                    ensure!(issuer == fingerprint, "it is under another intermediate");
+                }
                 Ok(())
             })
             .with_context(|| self.last_words(service))

@@ -12,8 +12,8 @@ use reseal_proto::v1::{Finding, Management};
 use super::labels::{Certificate, Trust};
 use super::mounts::{self, Located, MountError};
 use super::{
-    Consumer, Container, Endpoint, Host, Inside, Installation, Place, Port, Reload, Server, TrustTarget,
-    Wanted, Within, finding, programs,
+    Consumer, Container, Endpoint, Host, Inside, Installation, Ladder, Place, Port, Server, TrustTarget,
+    Wanted, Within, finding, programs, reloads,
 };
 
 /// More installations on one host are not reported.
@@ -161,14 +161,7 @@ impl Assembly {
         label: &str,
     ) -> Consumer {
         let consumer = consumer(container, declared);
-        if container.running && declared.reload.is_none() && consumer.reload == Reload::None {
-            let message = format!(
-                "no reload method is declared and PID 1 ({}) is no known program: say reseal.cert.{}.reload=signal:HUP, exec:COMMAND, restart or none",
-                programs::described(container),
-                declared.name
-            );
-            self.findings.push(finding("reload-missing", label, &message, "warning"));
-        }
+        self.findings.extend(reloads::of_consumer(container, declared, &consumer, label));
         if container.running && consumer.serves && consumer.endpoints.is_empty() {
             let message = "ports are declared, but the container has no address and its processes are not seen: run the agent with the host's PID namespace (pid: host)";
             self.findings.push(finding("endpoint-unreachable", label, message, "warning"));
@@ -195,7 +188,7 @@ impl Assembly {
             certificate: located.file,
             ..Place::default()
         };
-        let consumer = bundle_consumer(container);
+        let consumer = bundle_consumer(container, &declared.path);
         let id = place.id();
         match self.trusts.get_mut(&id) {
             None => {
@@ -243,6 +236,7 @@ impl Assembly {
                 self.installations.pop_last();
             }
         }
+        self.findings.extend(reloads::of_installations(&self.installations));
         self.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
         self.findings.dedup();
         Host {
@@ -281,13 +275,12 @@ impl Assembly {
 
 /// The consumer that `container` is for one of its certificates, as it is now.
 pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
-    let known = programs::known(container);
-    let (reload, known_check) = match (&declared.reload, known) {
-        (Some(reload), Some(known)) => (reload.clone(), known.check),
-        (Some(reload), None) => (reload.clone(), None),
-        (None, Some(known)) => (known.reload, known.check),
-        (None, None) => (Reload::None, None),
+    let known = programs::known(container, declared);
+    let (known_reload, known_check) = match known {
+        Some(known) => (known.ladder, known.check),
+        None => (Ladder::default(), None),
     };
+    let reload = declared.reload.clone().unwrap_or(known_reload);
     let mut endpoints: Vec<Endpoint> =
         declared.verify.iter().flat_map(|port| endpoints_of(container, port)).collect();
     endpoints.sort();
@@ -337,13 +330,15 @@ fn endpoints_of(container: &Container, port: &Port) -> Vec<Endpoint> {
     endpoints
 }
 
-/// A bundle has no reload label of its own: the container's first certificate
-/// says how, else the known-program table.
-pub fn bundle_consumer(container: &Container) -> Consumer {
-    if let Some(first) = container.declared.certificates.first() {
-        return Consumer { serves: false, endpoints: Vec::new(), ..consumer(container, first) };
-    }
-    let known = programs::known(container);
+/// A bundle at `path` has no reload label of its own: that of the container's first
+/// certificate counts for it too, else the known-program table says how it takes bundles.
+pub fn bundle_consumer(container: &Container, path: &str) -> Consumer {
+    let known = programs::known_for_bundle(container, path);
+    let (known_reload, known_check) = match known {
+        Some(known) => (known.ladder, known.check),
+        None => (Ladder::default(), None),
+    };
+    let first = container.declared.certificates.first();
     Consumer {
         container: container.name.clone(),
         container_id: container.id.clone(),
@@ -351,8 +346,8 @@ pub fn bundle_consumer(container: &Container) -> Consumer {
         program: programs::described(container),
         running: container.running,
         pid: container.pid,
-        reload: known.as_ref().map_or(Reload::None, |known| known.reload.clone()),
-        check: known.and_then(|known| known.check),
+        reload: first.and_then(|first| first.reload.clone()).unwrap_or(known_reload),
+        check: first.and_then(|first| first.check.clone()).or(known_check),
         serves: false,
         endpoints: Vec::new(),
         inside: Inside::default(),

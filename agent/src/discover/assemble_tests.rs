@@ -25,6 +25,7 @@ pub(crate) fn labelled(name: &str, source: &str, extra: &[(&str, &str)]) -> Cont
         pid: 1,
         process: vec!["nginx: master process nginx".into()],
         user: String::new(),
+        behind: Vec::new(),
         command: vec!["nginx".into()],
         mounts: vec![Mount { source: source.into(), destination: "/tls".into(), kind: "bind".into() }],
         addresses: vec!["172.17.0.2".parse().unwrap()],
@@ -43,7 +44,7 @@ fn a_container_becomes_an_installation() {
     assert_eq!(installation.label, "web/site");
     assert_eq!(installation.place.key, "site.key");
     let consumer = &installation.consumers[0];
-    assert_eq!(consumer.reload.to_string(), "signal HUP");
+    assert_eq!(consumer.reload.to_string(), "signal HUP, exec nginx -s reload");
     let addresses: Vec<_> = consumer.endpoints.iter().map(|e| e.address.as_str()).collect();
     assert_eq!(addresses, ["127.0.0.1:8443", "172.17.0.2:443"]);
     assert_eq!(consumer.endpoints[0].sni, "a.example.test");

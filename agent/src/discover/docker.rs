@@ -24,7 +24,7 @@ use futures_util::{Stream, StreamExt};
 use reseal_proto::facts::printable;
 
 use super::mounts::Mount;
-use super::{Command, Container, Layers, Signal, labels};
+use super::{Command, Container, Layers, Signal, labels, processes};
 
 const LABELS: &str = "reseal.";
 
@@ -171,7 +171,8 @@ impl Engine {
             }
         }
         if container.pid > 0 {
-            container.process = process(container.pid);
+            container.process = processes::words(container.pid);
+            container.behind = processes::behind(container.pid, &container.process);
         }
         Ok(Some(container))
     }
@@ -275,6 +276,7 @@ fn read(inspected: &ContainerInspectResponse) -> Container {
         pid: if running { i32::try_from(pid).unwrap_or(0) } else { 0 },
         process: Vec::new(),
         user: printable(config.and_then(|config| config.user.as_deref()).unwrap_or_default()),
+        behind: Vec::new(),
         command,
         mounts: mounts.collect(),
         addresses: if host_network { vec![IpAddr::V4(Ipv4Addr::LOCALHOST)] } else { addresses(inspected) },
@@ -348,16 +350,6 @@ fn dial(binding: &PortBinding) -> Option<SocketAddr> {
         },
     };
     Some(SocketAddr::new(address, port))
-}
-
-/// Words of a process's command line; empty when it cannot be seen.
-fn process(pid: i32) -> Vec<String> {
-    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    bytes
-        .split(|byte| *byte == 0)
-        .filter(|word| !word.is_empty())
-        .map(|word| printable(&String::from_utf8_lossy(word)))
-        .collect()
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use std::str::FromStr;
 use reseal_proto::facts::printable;
 use reseal_proto::v1::Usage;
 
-use super::values::{self, Command, Layout, Owner, Port, Reload};
+use super::methods::{Command, Ladder};
+use super::values::{self, Layout, Owner, Port};
 use crate::key::KeyType;
 
 const PREFIX: &str = "reseal.";
@@ -85,7 +86,7 @@ pub struct Certificate {
     /// Of the file that holds the key; keep what is there when absent.
     pub mode: Option<u32>,
     /// The known-program table decides when absent.
-    pub reload: Option<Reload>,
+    pub reload: Option<Ladder>,
     /// Configuration check before the reload.
     pub check: Option<Command>,
     /// Container ports that serve this certificate.
@@ -293,7 +294,7 @@ fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate,
         .unwrap_or_else(|| "builtin".to_owned());
     let owner = fields.optional("owner", Owner::from_str);
     let mode = fields.optional("mode", values::key_mode);
-    let reload = fields.optional("reload", Reload::from_str);
+    let reload = fields.optional("reload", Ladder::from_str);
     let check = fields.optional("check", values::check);
     let ports = fields.optional("verify", values::ports);
     let leaf = fields.optional("leaf", values::file_path);

@@ -1,5 +1,6 @@
 use super::values::Starttls;
 use super::*;
+use crate::discover::Reload;
 use proptest::prelude::*;
 
 fn read(labels: &[(&str, &str)]) -> Declared {
@@ -64,10 +65,7 @@ fn everything_that_can_be_said() {
     assert_eq!(declared.problems, []);
     let certificate = &declared.certificates[0];
     assert_eq!(certificate.key, "/tls/private.pem");
-    assert_eq!(
-        certificate.reload,
-        Some(Reload::Exec(Command(vec!["nginx".into(), "-s".into(), "re load".into()])))
-    );
+    assert_eq!(certificate.reload, Some(Ladder(vec![Reload::Exec(Command::of(["nginx", "-s", "re load"]))])));
     assert_eq!(certificate.owner, Some(Owner { uid: 101, gid: 102 }));
     assert_eq!(certificate.mode, Some(0o640));
     assert_eq!(

@@ -1,7 +1,8 @@
 //! What is on this host: containers → installations, consumers, endpoints, findings.
 //!
 //! [`labels`] says what a container wants, [`mounts`] where that is on the
-//! host, [`programs`] how known programs reload, [`docker`] asks the engine,
+//! host, [`programs`] how known programs reload, [`methods`] what a reload is,
+//! [`processes`] what runs in a container, [`docker`] asks the engine,
 //! [`assemble`] puts it together (pure) and [`watch`] keeps it fresh. The
 //! types here are what everything else in the agent works on; nothing of them
 //! ever comes from the coordinator.
@@ -19,9 +20,12 @@ pub mod formats;
 pub mod found;
 pub mod labels;
 pub mod merge;
+pub mod methods;
 pub mod mounts;
 pub mod pairing;
+pub mod processes;
 pub mod programs;
+mod reloads;
 pub mod search;
 pub mod settings;
 mod values;
@@ -32,7 +36,8 @@ use std::net::IpAddr;
 
 use reseal_proto::v1::{CertificateFacts, Finding, Management, Usage};
 
-pub use values::{Command, Layout, Owner, Port, Reload, Signal, Starttls};
+pub use methods::{Command, Ladder, Reload, Signal};
+pub use values::{Layout, Owner, Port, Starttls};
 
 pub use mounts::Located;
 
@@ -55,6 +60,8 @@ pub struct Container {
     pub process: Vec<String>,
     /// As its configuration names it; empty for the image's root.
     pub user: String,
+    /// What runs behind PID 1 where that is a shell or an init.
+    pub behind: Vec<processes::Process>,
     /// What the engine starts: path and arguments.
     pub command: Vec<String>,
     /// Longest destination first is not assumed.
@@ -233,7 +240,7 @@ pub struct Consumer {
     /// See [`Container::pid`].
     pub pid: i32,
     /// By label, or by the known-program table.
-    pub reload: Reload,
+    pub reload: Ladder,
     /// What is run before the reload.
     pub check: Option<Command>,
     /// Does the label declare ports? They have addresses only while it runs.

@@ -305,8 +305,10 @@ pub fn user(container: &Container, path: &str) -> User {
         container_id: container.id.clone(),
         image: container.image.clone(),
         program: programs::described(container),
-        reload: programs::known(container)
-            .map_or_else(|| "none".to_owned(), |known| known.reload.to_string()),
+        reload: programs::known_for_file(container, path)
+            .map(|known| known.ladder)
+            .unwrap_or_default()
+            .to_string(),
         running: container.running,
         path: path.to_owned(),
     }

@@ -1,14 +1,16 @@
-//! The values that labels take: layouts, owners, modes, ports, commands, names.
+//! The values that labels take: layouts, owners, modes, ports, names; commands and
+//! reload methods are in [`super::methods`].
 //!
 //! Each reader says in its error what would have been right. Nothing here
 //! touches the system. Called by [`super::labels`] and nobody else.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use reseal_proto::v1::Usage;
+
+use super::methods::Command;
 
 /// How certificate and key lie on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,113 +86,6 @@ impl FromStr for Owner {
             (Some(uid), Some(gid)) => Ok(Self { uid, gid }),
             _ => Err("must be UID or UID:GID in decimal numbers".into()),
         }
-    }
-}
-
-/// A command for `docker exec`: no shell is involved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Command(pub Vec<String>);
-
-impl fmt::Display for Command {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(" "))
-    }
-}
-
-/// How a consumer is made to read its files again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reload {
-    /// A signal to PID 1.
-    Signal(Signal),
-    /// A command inside the container.
-    Exec(Command),
-    /// The container is restarted: the last resort, only by label.
-    Restart,
-    /// The program sees the change by itself.
-    None,
-}
-
-impl fmt::Display for Reload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Signal(signal) => write!(f, "signal {}", signal.name()),
-            Self::Exec(command) => write!(f, "exec {command}"),
-            Self::Restart => f.write_str("restart"),
-            Self::None => f.write_str("none"),
-        }
-    }
-}
-
-impl FromStr for Reload {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "restart" => Ok(Self::Restart),
-            None if text == "none" => Ok(Self::None),
-            Some(("signal", name)) => Signal::from_str(name).map(Self::Signal),
-            Some(("exec", command)) => Command::from_str(command).map(Self::Exec),
-            _ => Err("must be signal:NAME, exec:COMMAND, restart or none".into()),
-        }
-    }
-}
-
-/// A signal that programs take for "read your configuration again".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
-    /// 1
-    Hup,
-    /// 10
-    Usr1,
-    /// 12
-    Usr2,
-    /// 28
-    Winch,
-}
-
-impl Signal {
-    const ALL: [Self; 4] = [Self::Hup, Self::Usr1, Self::Usr2, Self::Winch];
-
-    /// Without `SIG`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hup => "HUP",
-            Self::Usr1 => "USR1",
-            Self::Usr2 => "USR2",
-            Self::Winch => "WINCH",
-        }
-    }
-
-    /// As the kernel takes it.
-    pub fn of_process(self) -> rustix::process::Signal {
-        match self {
-            Self::Hup => rustix::process::Signal::HUP,
-            Self::Usr1 => rustix::process::Signal::USR1,
-            Self::Usr2 => rustix::process::Signal::USR2,
-            Self::Winch => rustix::process::Signal::WINCH,
-        }
-    }
-
-    /// Its number on Linux, all architectures that Docker runs on.
-    pub fn number(self) -> u32 {
-        match self {
-            Self::Hup => 1,
-            Self::Usr1 => 10,
-            Self::Usr2 => 12,
-            Self::Winch => 28,
-        }
-    }
-}
-
-impl FromStr for Signal {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let name = text.strip_prefix("SIG").unwrap_or(text);
-        Self::ALL
-            .into_iter()
-            .find(|signal| signal.name() == name)
-            .ok_or_else(|| "the signal must be HUP, USR1, USR2 or WINCH".into())
     }
 }
 
@@ -274,40 +169,6 @@ pub struct Port {
     pub sni: String,
     /// What comes before the handshake.
     pub starttls: Starttls,
-}
-
-impl FromStr for Command {
-    type Err = String;
-
-    /// Splits on white space; '...' and "..." keep it together, nothing else is special.
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.len() > 1024 || text.contains('\0') {
-            return Err("the command must be at most 1024 bytes without NUL".into());
-        }
-        let mut words = Vec::new();
-        let mut word: Option<String> = None;
-        let mut quote: Option<char> = None;
-        for c in text.chars() {
-            match quote {
-                Some(open) if c == open => quote = None,
-                Some(_) => word.get_or_insert_default().push(c),
-                None if c == '\'' || c == '"' => {
-                    quote = Some(c);
-                    word.get_or_insert_default();
-                }
-                None if c.is_whitespace() => words.extend(word.take()),
-                None => word.get_or_insert_default().push(c),
-            }
-        }
-        if quote.is_some() {
-            return Err("a quote is not closed".into());
-        }
-        words.extend(word);
-        match words.first() {
-            Some(program) if !program.is_empty() => Ok(Self(words)),
-            _ => Err("the command is empty".into()),
-        }
-    }
 }
 
 /// `check=exec:COMMAND`.

@@ -2,7 +2,7 @@
 //! which holds on to the file whatever happens to its first name.
 
 use super::*;
-use crate::discover::{Consumer, Inside, Reload};
+use crate::discover::{Consumer, Inside, Ladder};
 
 const IN_PLACE: [Shape; 3] = [Singles, Mixed, SingleCombined];
 
@@ -145,7 +145,7 @@ fn what_a_container_sees_is_looked_at_from_inside() {
         program: String::new(),
         running: true,
         pid: i32::try_from(std::process::id()).unwrap(),
-        reload: Reload::None,
+        reload: Ladder::default(),
         check: None,
         serves: false,
         endpoints: Vec::new(),

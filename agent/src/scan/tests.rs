@@ -21,10 +21,17 @@ fn people_and_programs_see_the_same() {
     let installation = &document["installations"][1];
     assert_eq!(installation["id"], "/srv/tls/site.crt");
     assert_eq!(installation["management"], "labels");
-    assert_eq!(installation["consumers"][0]["reload"], "signal HUP");
+    assert_eq!(installation["consumers"][0]["reload"], "signal HUP, exec nginx -s reload");
     assert_eq!(document["findings"][0]["id"], "unknown-label");
     assert!(document["findings"][0]["remedy"].as_str().unwrap().contains("correct the key"));
-    for word in ["web/site", "a.example.test", "missing", "signal HUP", "unknown-label", "correct the key"] {
+    for word in [
+        "web/site",
+        "a.example.test",
+        "missing",
+        "signal HUP, exec nginx -s reload",
+        "unknown-label",
+        "correct the key",
+    ] {
         assert!(table.contains(word), "{word}: {table}");
     }
 }

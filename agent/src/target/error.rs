@@ -58,6 +58,19 @@ pub enum TargetError {
         #[source]
         source: Box<VerifyError>,
     },
+    /// Likewise, after several steps.
+    #[error(
+        "the new certificate is not served; container {container} was told in every way it has ({tried})"
+    )]
+    NoStepHelped {
+        /// Its name.
+        container: String,
+        /// Each step and what came of it.
+        tried: String,
+        /// What is served.
+        #[source]
+        source: Box<VerifyError>,
+    },
     /// Everything is well but the time.
     #[error("the new certificate is in use, but {}", crate::clock::told(*.0))]
     Clock(i64),
@@ -76,7 +89,11 @@ impl TargetError {
             Self::Chain(_) => Stage::Validate,
             Self::Install(_) => Stage::Install,
             Self::Docker(_) | Self::Reload(_) => Stage::Reload,
-            Self::Verify(_) | Self::Clock(_) | Self::NoTime | Self::NotReloaded { .. } => Stage::Verify,
+            Self::Verify(_)
+            | Self::Clock(_)
+            | Self::NoTime
+            | Self::NotReloaded { .. }
+            | Self::NoStepHelped { .. } => Stage::Verify,
         }
     }
 
@@ -95,7 +112,7 @@ impl TargetError {
             Self::Verify(error) => error.code(),
             Self::Clock(_) => CLOCK_SKEW,
             Self::NoTime => CLOCK_UNKNOWN,
-            Self::NotReloaded { source, .. } => source.code(),
+            Self::NotReloaded { source, .. } | Self::NoStepHelped { source, .. } => source.code(),
         }
     }
 

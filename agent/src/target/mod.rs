@@ -7,6 +7,7 @@
 //! as journal entries.
 
 mod error;
+mod ladder;
 mod prove;
 mod roll_back;
 

@@ -1,4 +1,5 @@
-//! Is the new certificate in use? Reloads every consumer, looks at every endpoint.
+//! Is the new certificate in use? Every consumer loads it ([`super::ladder`]), every
+//! endpoint shows it.
 //!
 //! Consumers may be stopped, started and made anew by others meanwhile: what is
 //! not the new certificate's fault is looked at again. The grade of a proof is
@@ -7,15 +8,16 @@
 
 use reseal_proto::v1::{Failure, Grade, TargetState, Usage};
 use tokio::time::Instant;
-use tracing::{Instrument, info, warn};
+use tracing::{info, warn};
 
-use super::{Shown, Target, TargetError, endpoints_of, unseen};
+use super::ladder::Way;
+use super::{Shown, Target, TargetError, unseen};
 use crate::clock::Standing;
-use crate::discover::{Consumer, Reload};
+use crate::discover::Consumer;
 use crate::journal::Entry;
 use crate::reload::ReloadError;
+use crate::verify::Expected;
 use crate::verify::probe::Family;
-use crate::verify::{self, Expected};
 
 /// Consumers may change under the agent's hands this often in one target.
 const MOST_CHANGES: usize = 3;
@@ -57,19 +59,24 @@ impl Target<'_> {
     }
 
     async fn attempt(&self, entry: &Entry, shown: &mut Shown) -> Result<End, TargetError> {
-        let before = self.consumers().await?;
-        shown.seen.extend(before.iter().map(|consumer| consumer.container_id.clone()));
         if self.installation.place.in_place() {
-            let before = before.clone();
-            self.files(move |files| files.seen_by(&before)).await?;
+            let consumers = self.consumers().await?;
+            self.files(move |files| files.seen_by(&consumers)).await?;
         }
-        self.reload(&before, shown).instrument(self.span("reload")).await?;
-        // A restarted container may have another address.
-        let after = self.consumers().await?;
         // Once: a Welcome in the middle must not call verified what was not judged.
         let clock = self.tools.clock.standing();
-        self.verify(&after, entry, clock, shown).instrument(self.span("verify")).await?;
-        let (state, grade) = self.judge(&after, shown);
+        let anchors = self.tools.session.anchors();
+        let former: Vec<[u8; 32]> = entry.before.as_slice().try_into().into_iter().collect();
+        let expected = Expected {
+            fingerprint: entry.new.as_slice().try_into().unwrap_or([0; 32]),
+            family: Family::of_key_type(self.installation.wanted.key_type.name()),
+            former: &former,
+            // A chain is not judged by a clock that may be wrong.
+            anchors: (clock != Standing::Unmeasured).then_some(&anchors),
+            now: self.tools.clock.unix_time(),
+        };
+        let consumers = self.load(expected, Way::Forward, shown).await?;
+        let (state, grade) = self.judge(&consumers, shown);
         Ok(at_a_known_time(state, grade, clock))
     }
 
@@ -81,8 +88,14 @@ impl Target<'_> {
             self.tools.discovery.scan().await;
             return true;
         }
-        if !matches!(error, TargetError::Reload(_) | TargetError::Verify(_) | TargetError::NotReloaded { .. })
-        {
+        let of_a_consumer = matches!(
+            error,
+            TargetError::Reload(_)
+                | TargetError::Verify(_)
+                | TargetError::NotReloaded { .. }
+                | TargetError::NoStepHelped { .. }
+        );
+        if !of_a_consumer {
             return false;
         }
         self.tools.discovery.scan().await;
@@ -92,50 +105,6 @@ impl Target<'_> {
 
     pub(super) async fn consumers(&self) -> Result<Vec<Consumer>, TargetError> {
         self.tools.discovery.consumers(self.installation).await.map_err(TargetError::Docker)
-    }
-
-    pub(super) async fn reload(&self, consumers: &[Consumer], shown: &mut Shown) -> Result<(), TargetError> {
-        crate::fail_point("agent.before_reload");
-        let _no_window = self.tools.windows.read().await;
-        let (proofs, result) = self.tools.reloader.reload(self.tools.discovery.engine(), consumers).await;
-        crate::fail_point("agent.after_reload");
-        shown.reloads.extend(proofs);
-        result.map_err(TargetError::Reload)
-    }
-
-    async fn verify(
-        &self,
-        consumers: &[Consumer],
-        entry: &Entry,
-        clock: Standing,
-        shown: &mut Shown,
-    ) -> Result<(), TargetError> {
-        let endpoints = endpoints_of(consumers);
-        crate::fail_point("agent.before_verify");
-        let anchors = self.tools.session.anchors();
-        let former: Vec<[u8; 32]> = entry.before.as_slice().try_into().into_iter().collect();
-        let expected = Expected {
-            fingerprint: entry.new.as_slice().try_into().unwrap_or([0; 32]),
-            family: Family::of_key_type(self.installation.wanted.key_type.name()),
-            former: &former,
-            // A chain is not judged by a clock that may be wrong.
-            anchors: (clock != Standing::Unmeasured).then_some(&anchors),
-            now: self.tools.clock.unix_time(),
-        };
-        let (proofs, result) = verify::endpoints(&endpoints, expected, self.deadline()).await;
-        crate::fail_point("agent.after_verify");
-        shown.endpoints = proofs;
-        result.map_err(|error| {
-            let silent =
-                consumers.iter().find(|consumer| consumer.running && consumer.reload == Reload::None);
-            match silent {
-                Some(consumer) => TargetError::NotReloaded {
-                    container: consumer.container.clone(),
-                    source: Box::new(error),
-                },
-                None => TargetError::Verify(error),
-            }
-        })
     }
 
     fn judge(&self, consumers: &[Consumer], shown: &Shown) -> (TargetState, Grade) {

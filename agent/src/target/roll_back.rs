@@ -7,9 +7,10 @@
 use reseal_proto::v1::{Failure, Grade, OnFailure, ReloadProof, TargetState};
 use tracing::{Instrument, warn};
 
-use super::{Shown, Target, TargetError, endpoints_of};
+use super::ladder::Way;
+use super::{Shown, Target, TargetError};
 use crate::journal::Phase;
-use crate::verify::{self, Expected};
+use crate::verify::Expected;
 
 impl Target<'_> {
     /// Failed before the switch: everything is as it was.
@@ -92,17 +93,16 @@ impl Target<'_> {
     }
 
     async fn prove_old(&self, before: &[u8], shown: &mut Shown) -> Result<(), TargetError> {
-        let consumers = self.consumers().await?;
-        self.reload(&consumers, shown).instrument(self.span("reload")).await?;
         let Ok(fingerprint) = before.try_into() else {
-            return Ok(());
+            // There is nothing to look for, and what is there was never ours.
+            let consumers = self.consumers().await?;
+            let _no_window = self.tools.windows.read().await;
+            let (reloads, result) =
+                self.tools.reloader.reload(self.tools.discovery.engine(), &consumers).await;
+            shown.reloads.extend(reloads);
+            return result.map_err(TargetError::Reload);
         };
-        let endpoints = endpoints_of(&self.consumers().await?);
         // Old certificates may well not build to today's anchors.
-        let expected = Expected::just(fingerprint);
-        let (proofs, result) =
-            verify::endpoints(&endpoints, expected, self.deadline()).instrument(self.span("verify")).await;
-        shown.endpoints = proofs;
-        result.map_err(TargetError::Verify)
+        self.load(Expected::just(fingerprint), Way::Back, shown).await.map(drop)
     }
 }

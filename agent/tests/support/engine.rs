@@ -29,6 +29,10 @@ pub(crate) struct Container {
     pub(crate) running: bool,
     /// Reads its files again when it is signalled.
     pub(crate) obeys: bool,
+    /// Likewise, when a command with `reload` in it is run.
+    pub(crate) obeys_exec: bool,
+    /// Likewise, when it is restarted.
+    pub(crate) obeys_restart: bool,
     /// Exit status of its configuration check.
     pub(crate) check: i64,
     /// What somebody does to it while its check runs.
@@ -133,6 +137,8 @@ impl Engine {
             labels,
             running: false,
             obeys: true,
+            obeys_exec: false,
+            obeys_restart: true,
             check: 0,
             meanwhile: Meanwhile::Nothing,
             serving,
@@ -176,7 +182,7 @@ async fn serve(
     mut events: broadcast::Receiver<String>,
     calls: Arc<Mutex<Vec<String>>>,
 ) {
-    let Some((method, path)) = request(&mut stream).await else { return };
+    let Some((method, path, sent)) = request(&mut stream).await else { return };
     let path = path.split('?').next().unwrap_or_default();
     let path = match path.strip_prefix("/v1.") {
         Some(rest) => rest.split_once('/').map_or("", |(_, rest)| rest),
@@ -213,11 +219,29 @@ async fn serve(
             (204, Value::Null)
         }
         ("POST", ["containers", name, "exec"]) => match containers.lock().unwrap().get(*name) {
+            Some(container) if container.running && sent.contains("reload") => {
+                (201, json!({"Id": format!("{name}+reload")}))
+            }
             Some(container) if container.running => (201, json!({"Id": name})),
             _ => (409, json!({"message": "container is not running"})),
         },
+        ("POST", ["containers", name, "restart"]) => {
+            let containers = containers.lock().unwrap();
+            if containers[*name].obeys_restart {
+                containers[*name].load();
+            }
+            (204, Value::Null)
+        }
         ("POST", ["exec", name, "start"]) => {
-            happen(&containers, name);
+            match name.strip_suffix("+reload") {
+                Some(name) => {
+                    let containers = containers.lock().unwrap();
+                    if containers[name].obeys_exec {
+                        containers[name].load();
+                    }
+                }
+                None => happen(&containers, name),
+            }
             let head = "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
             let _ = stream.write_all(head.as_bytes()).await;
             let text = b"what the check says";
@@ -226,6 +250,7 @@ async fn serve(
             let _ = stream.write_all(&frame).await;
             return;
         }
+        ("GET", ["exec", name, "json"]) if name.ends_with("+reload") => (200, json!({"ExitCode": 0})),
         ("GET", ["exec", name, "json"]) => {
             (200, json!({"ExitCode": containers.lock().unwrap().get(*name).map_or(137, |c| c.check)}))
         }
@@ -258,8 +283,8 @@ fn happen(containers: &Containers, name: &str) {
     }
 }
 
-/// Method and path; the body is read and thrown away.
-async fn request(stream: &mut UnixStream) -> Option<(String, String)> {
+/// Method, path and body.
+async fn request(stream: &mut UnixStream) -> Option<(String, String, String)> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|end| end == b"\r\n\r\n") {
@@ -283,7 +308,8 @@ async fn request(stream: &mut UnixStream) -> Option<(String, String)> {
         }
     }
     let mut words = head.split(' ');
-    Some((words.next()?.to_owned(), words.next()?.to_owned()))
+    let body = String::from_utf8_lossy(&bytes[end..]).into_owned();
+    Some((words.next()?.to_owned(), words.next()?.to_owned(), body))
 }
 
 fn labels(container: &Container) -> Value {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reseal_agent::app;
-use reseal_agent::config::Config;
+use reseal_agent::config::{Config, Signals};
 use reseal_agent::identity::IdentityStore;
 use reseal_proto::v1::{AgentMessage, agent_message};
 
@@ -64,6 +64,12 @@ impl World {
         let config = Arc::new(Config::load(Some(&file), Some(&state_dir)).unwrap());
         let identities = IdentityStore::new(&state_dir);
         Self { coordinator, engine, config, identities, agent: None, directory }
+    }
+
+    /// From its start on the agent sends signals by itself, not by the engine.
+    pub(crate) fn signals_of_its_own(&mut self) {
+        let config = Config { signals: Signals::Process, ..(*self.config).clone() };
+        self.config = Arc::new(config);
     }
 
     /// A directory that is mounted into containers.

@@ -93,7 +93,15 @@ pub const TABLE: &[(&str, &str)] = &[
     ("check-refused", "mend the program's configuration (it would not survive a restart either); then retry"),
     (
         "signal-not-caught",
-        "declare another reseal.cert.NAME.reload: PID 1 ignores the signal, often a shell in front; then retry",
+        "declare another reseal.cert.NAME.reload: the program does not catch the signal; then retry",
+    ),
+    (
+        "program-hidden",
+        "start the program with exec, or declare an exec in reseal.cert.NAME.reload: a shell or an init stands in front; then retry",
+    ),
+    (
+        "process-foreign",
+        "see that the agent on {host} talks to the engine of its own machine: `docker` in its configuration; then retry",
     ),
     (
         "consumer-stopped",
