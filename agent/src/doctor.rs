@@ -3,6 +3,7 @@
 //! Each check says what is wrong and what to do. Works before enrolment;
 //! changes nothing. It never prints a key or a token.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 
 use reseal_proto::channel::{self, Trust};
@@ -40,6 +41,7 @@ pub async fn run(config: &Config, json: bool) -> (String, bool) {
     checks.push(signals(config).await);
     checks.push(networks(config).await);
     checks.push(disks(config).await);
+    checks.push(discovery(config).await);
     let (coordinator, now) = coordinator(config).await;
     checks.push(identity(config, now));
     checks.push(coordinator);
@@ -225,6 +227,69 @@ async fn disks(config: &Config) -> Check {
             format!("room in the state directory and {} others", places.len() - 1),
         ),
     }
+}
+
+/// What the search for certificates can see.
+async fn discovery(config: &Config) -> Check {
+    let told = |verdict, message: String| check("discovery", verdict, message);
+    if config.discovery.off {
+        return told(Verdict::Warning, "is switched off: only what labels declare is seen".into());
+    }
+    let Ok(containers) = Engine::new(&config.docker).containers().await else {
+        return told(Verdict::Warning, "not tried: the Docker Engine does not answer".into());
+    };
+    let held = containers
+        .iter()
+        .flat_map(|container| &container.mounts)
+        .filter(|mount| matches!(mount.kind.as_str(), "bind" | "volume") && mount.source.starts_with('/'));
+    let sources: BTreeSet<&str> = held.map(|mount| mount.source.as_str()).collect();
+    let unseen: Vec<&&str> = sources
+        .iter()
+        .filter(|source| !config.on_host(std::path::Path::new(source)).try_exists().unwrap_or(false))
+        .collect();
+    if let Some(first) = unseen.first() {
+        let message = format!(
+            "{} of {} mounts of containers are not seen, for one {first}: are the host's files at {}?",
+            unseen.len(),
+            sources.len(),
+            config.host_root.display()
+        );
+        return told(Verdict::Warning, message);
+    }
+    if !rustix::process::geteuid().is_root() {
+        return told(
+            Verdict::Warning,
+            "files that only their owner may read are not seen: run as root".into(),
+        );
+    }
+    let running = containers.iter().filter(|container| container.pid > 0);
+    let hidden = running.filter(|one| !std::path::Path::new(&format!("/proc/{}/net/tcp", one.pid)).exists());
+    if let Some(first) = hidden.map(|one| &one.name).next() {
+        let message = format!(
+            "listening ports are not seen, for one those of {first}: run with the host's PID namespace (pid: host)"
+        );
+        return told(Verdict::Warning, message);
+    }
+    let lower = containers.iter().filter_map(|one| Some((one, one.layers.lower.first()?)));
+    let lost = lower.filter(|(_, path)| !config.on_host(std::path::Path::new(path)).exists());
+    if let Some((first, path)) = lost.clone().next() {
+        let message = format!(
+            "images of {} containers are not seen, for one that of {}: {path} is not below {}",
+            lost.count(),
+            first.name,
+            config.host_root.display()
+        );
+        return told(Verdict::Warning, message);
+    }
+    let silent = containers.iter().filter(|one| one.layers.lower.is_empty()).count();
+    let images = match silent {
+        0 => "the layers of their images".to_owned(),
+        all => format!(
+            "images, but for those of {all} containers only while they run: the engine does not say where their layers are"
+        ),
+    };
+    let seen = (sources.len(), containers.len());
+    told(Verdict::Good, format!("sees {} mounts of {} containers, their ports, and {images}", seen.0, seen.1))
 }
 
 async fn docker(config: &Config) -> Check {

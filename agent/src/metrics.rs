@@ -98,6 +98,11 @@ fn page(host: &Host, now: &Now) -> String {
         "Installations that containers declare.",
         count(host.installations.len()),
     );
+    gauge(
+        "reseal_agent_discovered",
+        "Certificates that were found and that nobody declared.",
+        count(host.discovered.len()),
+    );
     gauge("reseal_agent_findings", "Findings on this host.", count(host.findings.len()));
     gauge("reseal_agent_orders_waiting", "Orders that wait for their turn, at most 256.", count(now.orders));
     gauge(

@@ -213,6 +213,23 @@ fn check_command(program: &Path, words: &[&str]) -> Result<()> {
 }
 
 #[test]
+fn every_kind_of_finding_is_described() -> Result<()> {
+    let text = fs::read_to_string(workspace().join("docs/FINDINGS.md"))?;
+    let rows: BTreeMap<&str, &str> = text
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let id = cells.next()?.strip_prefix('`')?.strip_suffix('`')?;
+            Some((id, cells.next()?))
+        })
+        .collect();
+    let known: BTreeMap<&str, &str> =
+        reseal_proto::findings::ALL.iter().map(|known| (known.id, known.severity)).collect();
+    ensure!(rows == known, "docs/FINDINGS.md has {rows:#?}, the program has {known:#?}");
+    Ok(())
+}
+
+#[test]
 fn every_link_leads_somewhere() -> Result<()> {
     let mut broken = Vec::new();
     let mut anchors = BTreeMap::new();

@@ -18,7 +18,8 @@ const EXPIRING: i64 = 30 * DAY;
 const EACH: usize = 200;
 
 /// Everything that is wrong by the files, of what is declared and what is not.
-pub fn judge(host: &Host, keys: &[KeyFile], now: i64) -> Vec<Finding> {
+/// `keys` and `baked_keys` are without a certificate, on mounts and in images.
+pub fn judge(host: &Host, keys: &[KeyFile], baked_keys: &[KeyFile], now: i64) -> Vec<Finding> {
     let mut findings = Vec::new();
     for installation in host.installations.values() {
         if let Some(facts) = &installation.certificate {
@@ -32,6 +33,10 @@ pub fn judge(host: &Host, keys: &[KeyFile], now: i64) -> Vec<Finding> {
     let mut told: BTreeSet<&str> = BTreeSet::new();
     for found in host.discovered.values() {
         certificate(found, now, &mut findings);
+        if found.origin == Origin::Image {
+            findings.push(baked(found));
+            continue;
+        }
         if let Some(key) = found.files.as_ref().and_then(|files| files.key.as_ref())
             && told.insert(&key.path)
         {
@@ -39,8 +44,23 @@ pub fn judge(host: &Host, keys: &[KeyFile], now: i64) -> Vec<Finding> {
         }
     }
     findings.extend(keys.iter().filter(|key| !told.contains(key.path.as_str())).filter_map(too_open));
+    let alone = "a private key without a certificate is in the image";
+    findings.extend(baked_keys.iter().map(|key| kind("baked-private-key", &key.path, alone)));
     findings.extend(unmanaged(host));
     findings
+}
+
+fn baked(found: &Discovered) -> Finding {
+    let who = found
+        .certificate
+        .as_ref()
+        .map_or("a key store", |one| one.facts.names.first().unwrap_or(&one.facts.subject).as_str());
+    let image = found.users.first().map(|user| format!(" {}", user.image)).unwrap_or_default();
+    if found.lies.has_key() {
+        kind("baked-private-key", &found.id, &format!("{who}: its private key is in the image{image}"))
+    } else {
+        kind("baked-certificate", &found.id, &format!("{who}: it is in the image{image}, without its key"))
+    }
 }
 
 fn certificate(found: &Discovered, now: i64, findings: &mut Vec<Finding>) {
@@ -111,7 +131,9 @@ fn unmanaged(host: &Host) -> Vec<Finding> {
     let one = |found: &&Discovered| {
         let users: Vec<&str> = found.users.iter().map(|user| user.container.as_str()).collect();
         let used = if users.is_empty() { "no container".to_owned() } else { users.join(", ") };
-        kind("unmanaged", &found.id, &format!("{}, used by {used}: nobody declared it", found.label))
+        let own = found.id.starts_with("container:");
+        let lost = if own { "; it is in the container's own layer and lost with it" } else { "" };
+        kind("unmanaged", &found.id, &format!("{}, used by {used}: nobody declared it{lost}", found.label))
     };
     let mut findings: Vec<Finding> = all.iter().take(EACH).map(one).collect();
     if all.len() > EACH {

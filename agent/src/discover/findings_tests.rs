@@ -51,7 +51,7 @@ fn judged(change: impl FnOnce(&mut Discovered, &mut Certificate)) -> Vec<String>
     change(&mut one, &mut certificate);
     one.certificate = Some(certificate);
     let host = Host { discovered: [(one.id.clone(), one)].into(), ..Host::default() };
-    let mut ids: Vec<_> = judge(&host, &[], NOW).into_iter().map(|found| found.id).collect();
+    let mut ids: Vec<_> = judge(&host, &[], &[], NOW).into_iter().map(|found| found.id).collect();
     ids.retain(|id| id != "unmanaged");
     ids
 }
@@ -86,9 +86,19 @@ fn short_lives_are_measured_by_a_third() {
 fn what_nobody_declared_is_told_once_where_it_is_much() {
     let all = (0..EACH + 5).map(|n| format!("/srv/{n:04}.crt")).map(|id| (id.clone(), found(&id)));
     let host = Host { discovered: all.collect(), ..Host::default() };
-    let findings = judge(&host, &[], NOW);
+    let findings = judge(&host, &[], &[], NOW);
     assert_eq!(findings.len(), EACH + 1);
     assert!(findings.last().unwrap().message.starts_with("5 more"), "{findings:?}");
+}
+
+#[test]
+fn what_is_baked_in_is_judged_by_its_key() {
+    let baked = |lies| judged(|f, _| (f.origin, f.lies) = (Origin::Image, lies));
+    assert_eq!(baked(Lies::Combined), ["baked-private-key"]);
+    assert_eq!(baked(Lies::Certificate), ["baked-certificate"]);
+    let keys = [KeyFile { path: "image:1:/k".into(), encrypted: false, open: true, mode: 0o644 }];
+    let findings = judge(&Host::default(), &[], &keys, NOW);
+    assert_eq!((findings.len(), findings[0].id.as_str()), (1, "baked-private-key"));
 }
 
 #[test]

@@ -8,16 +8,18 @@
 //! ever comes from the coordinator.
 //!
 //! What nobody declared is found by [`search`]: [`files`] beneath the mounts,
-//! recognised by [`formats`], put together by [`pairing`] (pure), [`merge`]d
-//! with what is declared and judged by [`findings`]. It is reported as
+//! and in [`images`], recognised by [`formats`], put together by [`pairing`] (pure), [`merge`]d
+//! with what is declared and with what [`endpoints`] serve, and judged by [`findings`]. It is reported as
 //! [`found::Discovered`] and never touched.
 
 pub mod assemble;
 pub mod docker;
+pub mod endpoints;
 pub mod files;
 pub mod findings;
 pub mod formats;
 pub mod found;
+pub mod images;
 pub mod labels;
 pub mod merge;
 pub mod methods;

@@ -251,9 +251,14 @@ fn missing_issuer(found: &Discovered, issuers: &[(&str, &Certificate)]) -> Optio
     of_leaf.all(|(directory, _)| *directory != here).then_some(subject)
 }
 
-fn label(users: &[User], path: &str) -> String {
+/// The file name of a path without its extension.
+pub fn stem(path: &str) -> &str {
     let name = file_name(path);
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| if stem.is_empty() { name } else { stem });
+    name.rsplit_once('.').map_or(name, |(stem, _)| if stem.is_empty() { name } else { stem })
+}
+
+fn label(users: &[User], path: &str) -> String {
+    let stem = stem(path);
     match users.first() {
         Some(user) => printable(&format!("{}/{stem}", user.container)),
         None => printable(stem),

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::files::cache::Cache;
 use super::files::walk::{Limits, walk};
 use super::files::{Bound, Mounted};
+use super::images::{Baked, Images};
 use super::pairing::{Paired, pair};
 use super::settings::Settings;
 use super::{Container, finding, mounts};
@@ -68,6 +69,19 @@ pub struct Picture {
     pub opened: usize,
     /// Mounts that were searched, and how many there are.
     pub mounts: usize,
+    /// What is in images; of the search before while the images are looked at.
+    pub baked: Arc<Baked>,
+}
+
+/// What the thread says: twice for each request, because images take longer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The newest.
+    pub picture: Arc<Picture>,
+    /// The next request may come.
+    pub done: bool,
+    /// Everything was looked at.
+    pub full: bool,
 }
 
 /// Remembers what it saw.
@@ -76,11 +90,13 @@ pub struct Search {
     host_root: PathBuf,
     settings: Settings,
     known: BTreeMap<String, (Cache, Arc<Mounted>)>,
+    images: Images,
+    baked: Arc<Baked>,
 }
 
 /// Starts the thread; it ends when the sender is dropped. One request at a time:
 /// the next one is sent when the answer is there.
-pub fn start(config: &Config, answers: mpsc::Sender<Arc<Picture>>) -> SyncSender<Request> {
+pub fn start(config: &Config, answers: mpsc::Sender<Answer>) -> SyncSender<Request> {
     let (requests, received) = sync_channel(1);
     let search = Search::new(config);
     let thread = std::thread::Builder::new().name("search".into()).stack_size(1024 * 1024);
@@ -90,18 +106,27 @@ pub fn start(config: &Config, answers: mpsc::Sender<Arc<Picture>>) -> SyncSender
     requests
 }
 
-fn serve(mut search: Search, requests: &Receiver<Request>, answers: &mpsc::Sender<Arc<Picture>>) {
+fn serve(mut search: Search, requests: &Receiver<Request>, answers: &mpsc::Sender<Answer>) {
     // Of the calling thread alone, on Linux.
     let _ = rustix::process::setpriority_process(None, NICE);
     while let Ok(request) = requests.recv() {
-        let picture = search.run(&request.containers, request.changed.as_ref(), crate::app::now());
+        let (containers, changed) = (&request.containers, request.changed.as_ref());
+        let mut picture = search.run(containers, changed, crate::app::now());
+        let first = Answer { picture: Arc::new(picture.clone()), done: false, full: false };
+        if answers.blocking_send(first).is_err() {
+            return;
+        }
+        search.look_into_images(containers, changed, crate::app::now(), &mut picture);
         tracing::debug!(
             mounts = picture.mounts,
             files = picture.files,
             opened = picture.opened,
             "searched for certificates"
         );
-        if answers.blocking_send(Arc::new(picture)).is_err() {
+        if answers
+            .blocking_send(Answer { picture: Arc::new(picture), done: true, full: changed.is_none() })
+            .is_err()
+        {
             return;
         }
     }
@@ -114,15 +139,46 @@ impl Search {
             host_root: config.host_root.clone(),
             settings: config.discovery.clone(),
             known: BTreeMap::new(),
+            images: Images::default(),
+            baked: Arc::default(),
         }
+    }
+
+    /// Looks into images, too; after [`Search::run`], and slower.
+    pub fn look_into_images(
+        &mut self,
+        containers: &[Container],
+        changed: Option<&BTreeSet<String>>,
+        now: i64,
+        picture: &mut Picture,
+    ) {
+        if self.settings.no_images {
+            return;
+        }
+        let mut images = std::mem::take(&mut self.images);
+        let open = |path: &str| self.open(path);
+        let baked = images.look(containers, changed, self.settings.limits, &open, now);
+        self.images = images;
+        picture.files += baked.files;
+        if let Some((container, why)) = baked.unseen.first_key_value() {
+            let what = format!(
+                "of {} containers not all that is in the image was looked at; of {container}: {why}",
+                baked.unseen.len()
+            );
+            picture.findings.push(incomplete("images", &what));
+        }
+        self.baked = Arc::new(baked);
+        picture.baked = self.baked.clone();
     }
 
     /// Searches the mounts of `containers`: those of changed ones again, the others where
     /// nothing is known yet. `now` is the wall clock, seconds since the Unix epoch.
     pub fn run(&mut self, containers: &[Container], changed: Option<&BTreeSet<String>>, now: i64) -> Picture {
-        let mut picture = Picture::default();
+        let mut picture = Picture { baked: self.baked.clone(), ..Picture::default() };
         let mut before = std::mem::take(&mut self.known);
         let mut never: Vec<String> = LAYERS.iter().chain(&PSEUDO).map(|path| (*path).to_owned()).collect();
+        never.extend(containers.iter().filter_map(|container| engine_layers(&container.layers.upper)));
+        never.dedup();
         never.extend(self.settings.skip.iter().cloned());
         for (source, again) in self.sources(containers, changed, &mut picture) {
             let covered = self.known.values().any(|(_, outer)| {
@@ -212,16 +268,24 @@ impl Search {
         let directory = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
         let root = rustix::fs::open(&self.host_root, directory, Mode::empty())?;
         let below = source.trim_start_matches('/');
+        let below = if below.is_empty() { "." } else { below };
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         openat2(&root, below, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), within)
     }
+}
+
+/// Where the engine keeps all layers, of the path of one: `.../overlay2/<id>/diff`.
+fn engine_layers(layer: &str) -> Option<String> {
+    let (above, _) = layer.rsplit_once('/')?;
+    above.rsplit_once('/').map(|(all, _)| all.to_owned()).filter(|all| !all.is_empty())
 }
 
 fn incomplete(source: &str, what: &str) -> Finding {
     super::findings::kind("scan-incomplete", source, what)
 }
 
-fn told(bound: &Bound, limits: Limits) -> String {
+/// A bound in words.
+pub(super) fn told(bound: &Bound, limits: Limits) -> String {
     match bound {
         Bound::Depth => {
             format!("directories more than {} deep were not entered (discovery.max_depth)", limits.depth)

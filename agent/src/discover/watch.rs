@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
 use super::docker::{DockerError, Engine};
-use super::search::{self, Picture};
+use super::endpoints::{Endpoints, Served};
+use super::search::{self, Answer, Picture};
 use super::{Consumer, Container, Host, Installation, assemble, finding, merge};
 use crate::config::Config;
 use crate::{chain, inside, install};
@@ -61,6 +62,10 @@ impl Discovery {
             searching: false,
             wanted: None,
             picture: None,
+            looked: mpsc::channel(1),
+            endpoints: Some(Endpoints::default()),
+            look_again: None,
+            served: Vec::new(),
             containers: Vec::new(),
             changed: Some(BTreeSet::new()),
             config,
@@ -139,13 +144,23 @@ struct Task {
     /// The thread that searches, if it shall.
     searcher: Option<SyncSender<search::Request>>,
     /// Keeps `answers` open where nothing is searched.
-    _answer: mpsc::Sender<Arc<Picture>>,
-    answers: mpsc::Receiver<Arc<Picture>>,
+    _answer: mpsc::Sender<Answer>,
+    answers: mpsc::Receiver<Answer>,
     /// A request is on its way; the next waits in `wanted`.
     searching: bool,
     wanted: Option<search::Request>,
     picture: Option<Arc<Picture>>,
+    /// What a look at endpoints answers.
+    looked: (mpsc::Sender<Looked>, mpsc::Receiver<Looked>),
+    /// `None` while a look is on its way; the next waits in `look_again`, and says
+    /// whether what is in no file is looked at once more.
+    endpoints: Option<Endpoints>,
+    look_again: Option<bool>,
+    served: Vec<Served>,
 }
+
+/// A look at endpoints has ended.
+type Looked = (Endpoints, Vec<Served>);
 
 impl Task {
     async fn run(mut self) {
@@ -175,7 +190,8 @@ impl Task {
                         Some(Request::Scan(answer)) => { let _ = answer.send(None); }
                         Some(Request::Note(note)) => self.note(note),
                     },
-                    Some(picture) = self.answers.recv() => self.found(picture),
+                    Some(answer) = self.answers.recv() => self.found(answer),
+                    Some(looked) = self.looked.1.recv() => self.seen(looked),
                 }
             }
         }
@@ -222,7 +238,8 @@ impl Task {
                         return Ok(());
                     }
                 }
-                Some(picture) = self.answers.recv() => self.found(picture),
+                Some(answer) = self.answers.recv() => self.found(answer),
+                    Some(looked) = self.looked.1.recv() => self.seen(looked),
                 request = self.requests.recv() => match request {
                     None => return Err(()),
                     Some(Request::Note(note)) => self.note(note),
@@ -300,11 +317,47 @@ impl Task {
         }
     }
 
-    fn found(&mut self, picture: Arc<Picture>) {
-        self.picture = Some(picture);
-        self.searching = false;
-        self.send();
+    fn found(&mut self, answer: Answer) {
+        self.picture = Some(answer.picture);
+        if answer.done {
+            self.searching = false;
+            self.send();
+        }
         self.publish(None);
+        self.look(answer.full);
+    }
+
+    /// Looks at the endpoints of running containers, beside everything else.
+    fn look(&mut self, again: bool) {
+        if self.config.discovery.no_probes {
+            return;
+        }
+        let Some(mut endpoints) = self.endpoints.take() else {
+            self.look_again = Some(again || self.look_again == Some(true));
+            return;
+        };
+        let host = self.sender.borrow().clone().unwrap_or_default();
+        let (files, held) = (merge::files_of_containers(&host), merge::in_files(&host));
+        let (containers, config) = (self.containers.clone(), self.config.clone());
+        let sender = self.looked.0.clone();
+        tokio::spawn(async move {
+            let doubtful = |served: &Served| {
+                again && served.chain.first().is_none_or(|leaf| !held.contains(&leaf.facts.fingerprint))
+            };
+            let served = endpoints.look(&containers, &files, &config.discovery, doubtful).await;
+            let _ = sender.send((endpoints, served)).await;
+        });
+    }
+
+    fn seen(&mut self, (endpoints, served): Looked) {
+        self.endpoints = Some(endpoints);
+        if self.served != served {
+            self.served = served;
+            self.publish(None);
+        }
+        if let Some(again) = self.look_again.take() {
+            self.look(again);
+        }
     }
 
     fn note(&mut self, note: Note) {
@@ -333,7 +386,7 @@ impl Task {
             return;
         };
         if let Some(picture) = &self.picture {
-            merge::merge(&mut host, picture, crate::app::now());
+            merge::merge(&mut host, picture, &self.served, crate::app::now());
         }
         host.findings.extend(self.notes.values().cloned());
         host.findings.extend(extra);

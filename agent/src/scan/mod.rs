@@ -6,11 +6,12 @@
 pub mod json;
 pub mod table;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::discover::docker::{DockerError, Engine};
+use crate::discover::endpoints::Endpoints;
 use crate::discover::search::{Picture, Search};
 use crate::discover::watch::read_certificates;
 use crate::discover::{Host, assemble, merge};
@@ -56,20 +57,30 @@ pub async fn look(config: &Config) -> Result<Scanned, DockerError> {
     let count = containers.len();
     let mut host = assemble::assemble(containers.clone());
     let settings = config.clone();
-    let (host, picture) = tokio::task::spawn_blocking(move || {
+    let searched = containers.clone();
+    let (mut host, picture) = tokio::task::spawn_blocking(move || {
         read_certificates(&settings, &mut host);
         let now = crate::app::now();
         let picture = if settings.discovery.off {
             Picture::default()
         } else {
-            Search::new(&settings).run(&containers, None, now)
+            let mut search = Search::new(&settings);
+            let mut picture = search.run(&searched, None, now);
+            search.look_into_images(&searched, None, now, &mut picture);
+            picture
         };
-        merge::merge(&mut host, &picture, now);
-        host.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
         (host, picture)
     })
     .await
     .unwrap_or_default();
+    let settings = &config.discovery;
+    let served = if settings.off || settings.no_probes {
+        Vec::new()
+    } else {
+        Endpoints::default().look(&containers, &BTreeMap::new(), settings, |_| false).await
+    };
+    merge::merge(&mut host, &picture, &served, crate::app::now());
+    host.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
     Ok(Scanned { host, picture, containers: count, took: begun.elapsed() })
 }
 

@@ -77,4 +77,8 @@ pub struct Mounted {
     pub loose_links: usize,
     /// Where it ended; each kind once.
     pub bounds: Vec<Bound>,
+    /// Of an image layer: paths that it takes away from the layers below.
+    pub whiteouts: Vec<String>,
+    /// Of an image layer: directories that hide those of the layers below.
+    pub opaque: Vec<String>,
 }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, fstat, fstatfs, openat, openat2, statat,
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, fgetxattr, fstat, fstatfs, openat, openat2,
+    statat,
 };
 use rustix::io::Errno;
 use zeroize::Zeroizing;
@@ -74,7 +75,32 @@ pub fn walk(
     cache: &mut Cache,
     now: i64,
 ) -> Mounted {
+    walk_as(Root::Mount, root, source, never, limits, cache, now)
+}
+
+/// What the root of a walk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// A mount: file systems that are mounted beneath it belong to it.
+    Mount,
+    /// A layer of an image: it says what it takes away from those below.
+    Layer,
+    /// The file system that a container sees: its mounts are somebody else's.
+    Container,
+}
+
+/// [`walk`], of any kind of root.
+pub fn walk_as(
+    kind: Root,
+    root: &OwnedFd,
+    source: &str,
+    never: &[String],
+    limits: Limits,
+    cache: &mut Cache,
+    now: i64,
+) -> Mounted {
     let mut walk = Walk {
+        kind,
         limits,
         never,
         until: Instant::now() + limits.time,
@@ -126,6 +152,7 @@ const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 struct Walk<'a> {
+    kind: Root,
     limits: Limits,
     never: &'a [String],
     until: Instant,
@@ -206,6 +233,9 @@ impl Walk<'_> {
             self.bound(Bound::Time);
             return Err(Over);
         }
+        if self.kind == Root::Layer && self.takes_away(fd, name, kind, path) {
+            return Ok(());
+        }
         match kind {
             FileType::Directory | FileType::RegularFile | FileType::Symlink | FileType::Unknown => {}
             // Pipes, sockets and devices are never opened.
@@ -241,6 +271,29 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// A whiteout of overlayfs (a device 0/0) or of fuse-overlayfs (a name).
+    fn takes_away(&mut self, fd: &OwnedFd, name: &CStr, kind: FileType, path: &str) -> bool {
+        if let Some(hidden) = name.to_bytes().strip_prefix(b".wh.") {
+            match hidden {
+                b".wh..opq" => self.mounted.opaque.push(path.to_owned()),
+                hidden => {
+                    let hidden = String::from_utf8_lossy(hidden);
+                    let below =
+                        if path.is_empty() { hidden.into_owned() } else { format!("{path}/{hidden}") };
+                    self.mounted.whiteouts.push(below);
+                }
+            }
+            return true;
+        }
+        let none = |stat: Stat| stat.st_rdev == 0;
+        let whiteout =
+            kind == FileType::CharacterDevice && statat(fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(none);
+        if whiteout {
+            self.mounted.whiteouts.push(joined(path, name));
+        }
+        whiteout
+    }
+
     fn sub(
         &mut self,
         fd: &OwnedFd,
@@ -264,6 +317,7 @@ impl Walk<'_> {
         }
         let opened = match openat2(fd, name, DIRECTORY, Mode::empty(), BENEATH | ResolveFlags::NO_XDEV) {
             // Another file system is mounted there: entered if it holds files.
+            Err(Errno::XDEV) if self.kind == Root::Container => return Ok(()),
             Err(Errno::XDEV) => match openat2(fd, name, DIRECTORY, Mode::empty(), BENEATH) {
                 Ok(other) if is_pseudo(&other) => return Ok(()),
                 other => other,
@@ -271,7 +325,12 @@ impl Walk<'_> {
             opened => opened,
         };
         match opened.and_then(|directory| fstat(&directory).map(|stat| (directory, stat))) {
-            Ok((directory, stat)) => self.directory(&directory, &path, depth + 1, enclosed || closed(&stat)),
+            Ok((directory, stat)) => {
+                if self.kind == Root::Layer && is_opaque(&directory) {
+                    self.mounted.opaque.push(path.clone());
+                }
+                self.directory(&directory, &path, depth + 1, enclosed || closed(&stat))
+            }
             Err(errno) => {
                 self.unreadable(&path, errno);
                 Ok(())
@@ -451,6 +510,14 @@ fn is_regular(stat: &Stat) -> bool {
 /// May others neither list nor enter it?
 fn closed(stat: &Stat) -> bool {
     stat.st_mode & 0o001 == 0
+}
+
+/// Marked so by overlayfs or fuse-overlayfs.
+fn is_opaque(fd: &OwnedFd) -> bool {
+    ["trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque"].iter().any(|name| {
+        let mut value = [0; 4];
+        fgetxattr(fd, *name, &mut value[..]).is_ok_and(|length| value[..length] == *b"y")
+    })
 }
 
 fn is_pseudo(fd: &OwnedFd) -> bool {

@@ -64,8 +64,13 @@ pub fn read_all(certificates: &[Vec<u8>]) -> Vec<Certificate> {
         let mut others = parsed.iter().enumerate().filter(|(at, _)| *at != index);
         let signs_another = others.clone().any(|(_, (_, other))| other.issuer().as_raw() == subject);
         let issuer_beside = others.any(|(_, (_, other))| other.subject().as_raw() == issuer);
-        let self_signed =
-            subject == issuer && (chain.is_empty() || certificate.verify_signature(None).is_ok());
+        let key_id = facts::subject_key_id(certificate).unwrap_or_default();
+        // Keys that are too weak verify nothing here: then the identifiers have to do.
+        let own_key = match facts::authority_key_id(certificate) {
+            Some(authority) if !key_id.is_empty() => authority == key_id,
+            _ => chain.is_empty() || certificate.verify_signature(None).is_ok(),
+        };
+        let self_signed = subject == issuer && own_key;
         read.push(Certificate {
             authority: certificate.is_ca(),
             self_signed,
@@ -74,7 +79,7 @@ pub fn read_all(certificates: &[Vec<u8>]) -> Vec<Certificate> {
             weak_signature: weak_signature(certificate),
             bits: bits(certificate),
             usage: usage(certificate),
-            key_id: facts::subject_key_id(certificate).unwrap_or_default().to_vec(),
+            key_id: key_id.to_vec(),
             facts,
         });
     }
