@@ -13,13 +13,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use rustls_pki_types::CertificateDer;
 
 use super::formats::{Certificate, certificate};
 use super::found::User;
 use super::settings::Settings;
-use super::{Container, Endpoint, Starttls, Within, pairing};
-use crate::verify::probe::{self, Version};
+use super::{Container, Endpoint, Within, pairing};
+use crate::verify::probe;
 use listeners::{Listener, listeners};
 
 /// For one look; a service on the same host answers in milliseconds.
@@ -156,34 +155,24 @@ fn endpoint(container: &Container, listener: &Listener) -> Endpoint {
 }
 
 async fn look_at(due: &Due) -> Option<Served> {
-    let (seen, starttls) = look_once(&due.endpoint).await?;
-    let chain: Vec<Vec<u8>> = seen.iter().take(MOST_CHAIN).map(|one| one.to_vec()).collect();
+    // Whoever names nobody gets the certificate that is meant for everybody.
+    let seen = match probe::look_once(&due.endpoint, LIMIT).await {
+        Ok(seen) => seen,
+        Err(error) => {
+            let (container, address) = (&due.user.container, &due.endpoint.address);
+            tracing::debug!(%container, %address, error = %crate::chain_of(&error), "serves no certificate");
+            return None;
+        }
+    };
+    let chain: Vec<Vec<u8>> = seen.chain.iter().take(MOST_CHAIN).map(|one| one.to_vec()).collect();
     let chain = certificate::read_all(&chain);
     (!chain.is_empty()).then(|| Served {
         container: due.user.container.clone(),
         container_id: due.id.clone(),
         user: due.user.clone(),
-        endpoint: Endpoint { starttls, ..due.endpoint.clone() },
+        endpoint: Endpoint { starttls: seen.starttls, ..due.endpoint.clone() },
         chain,
     })
-}
-
-/// The chain that is served to whoever names nobody; `None` where TLS is not spoken.
-async fn look_once(endpoint: &Endpoint) -> Option<(Vec<CertificateDer<'static>>, Starttls)> {
-    if endpoint.within.is_some() {
-        return None;
-    }
-    // An address is no server name: none is sent (RFC 6066, section 3).
-    let address = endpoint.address.parse::<SocketAddr>().ok()?;
-    let asked = Endpoint { sni: address.ip().to_string(), ..endpoint.clone() };
-    for version in [Version::Tls13, Version::Tls12] {
-        match tokio::time::timeout(LIMIT, probe::handshake(&asked, version)).await {
-            Ok(Ok(seen)) => return Some((seen.chain, endpoint.starttls)),
-            Ok(Err(probe::ProbeError::Version { .. })) => {}
-            Ok(Err(_)) | Err(_) => return None,
-        }
-    }
-    None
 }
 
 #[cfg(test)]
