@@ -81,19 +81,15 @@ fn concerned(turn: &Turn<'_>, host: &str) -> Vec<Wanted> {
 
 async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreError> {
     let store = &turn.engine.store;
-    let batches = store.range::<Batch>(&keys::batches_of(host)).await?;
+    let own = store.range::<Batch>(&keys::batches_on(host, &wanted.rotation)).await?;
     // Not what other open work will renew: its certificate may be from before the taint.
-    let known: BTreeSet<&str> = batches
+    let known: BTreeSet<&str> = own
         .iter()
-        .filter(|(_, batch)| batch.value.rotation == wanted.rotation)
         .flat_map(|(_, batch)| &batch.value.targets)
         .map(|target| target.installation.as_str())
         .collect();
     let mut on_its_way = BTreeSet::new();
-    for (key, batch) in &batches {
-        if batch.value.finished_at != 0 || batch.value.rotation == wanted.rotation {
-            continue;
-        }
+    for (key, _) in super::open_batches(turn, host, |rotation| rotation != wanted.rotation).await? {
         let name = key.rsplit('/').next().unwrap_or_default();
         let issued = store.range::<Issued>(&keys::issued_of(host, name)).await?;
         let issued = issued.into_iter().filter(|(_, issued)| issued.value.authority == wanted.authority);
@@ -111,7 +107,7 @@ async fn look(turn: &Turn<'_>, host: &str, wanted: &Wanted) -> Result<(), StoreE
         })
         .filter(|installation| !known.contains(installation.id.as_str()))
         .collect();
-    let taken = batches.iter().filter(|(_, batch)| batch.value.rotation == wanted.rotation).count();
+    let taken = own.len();
     for (number, chunk) in missed.chunks(target::PER_BATCH).enumerate() {
         let name = target::batch_name(&wanted.rotation, taken + number, store.epoch());
         let key = keys::batch(host, &name);

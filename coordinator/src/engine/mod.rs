@@ -11,6 +11,7 @@
 //! - [`excluded`]: takes out the targets of hosts that an operator excluded.
 //! - [`overtaken`]: notes which unserved targets nothing can prove any more.
 //! - [`missed`]: finds targets that a running rotation did not know of.
+//! - [`outcomes`]: puts on record what an ended rotation came to.
 //! - [`renewals`]: orders what is due by plan.
 //! - [`orphans`]: removes batches of rotations that never began.
 //! - [`steady`]: notices a clock that was put forward or back, so that patience is not measured by it.
@@ -18,6 +19,7 @@
 mod excluded;
 mod missed;
 mod orphans;
+mod outcomes;
 mod overdue;
 mod overtaken;
 mod renewals;
@@ -33,7 +35,8 @@ use tracing::Instrument as _;
 use self::steady::Steady;
 use crate::domain::Now;
 use crate::metrics::Metrics;
-use crate::store::{Commit, Lease, Presence, Store, StoreError, keys};
+use crate::store::record::Batch;
+use crate::store::{Commit, Lease, Presence, Store, StoreError, Versioned, keys};
 use crate::view::{Changed, View};
 
 /// The clock's part: deadlines, thresholds and absences are looked at this often.
@@ -139,6 +142,28 @@ fn pass_over(host: &str, result: Result<(), StoreError>) -> Result<(), StoreErro
     }
 }
 
+/// Batches of a host that are not finished, of rotations that are meant; renewals are, too,
+/// when the empty name is.
+async fn open_batches(
+    turn: &Turn<'_>,
+    host: &str,
+    means: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, Versioned<Batch>)>, StoreError> {
+    let names: Vec<(Box<str>, String)> = {
+        let state = turn.engine.view.read();
+        let open = state.hosts.get(host).into_iter().flat_map(|host| &host.open);
+        let rotation = |number: Option<u64>| number.map(|number| format!("r{number}")).unwrap_or_default();
+        open.map(|open| (open.batch.clone(), rotation(open.rotation))).collect()
+    };
+    let mut batches = Vec::new();
+    for (name, _) in names.iter().filter(|(_, rotation)| means(rotation)) {
+        let key = keys::batch(host, name);
+        let batch = turn.engine.store.get::<Batch>(&key).await?;
+        batches.extend(batch.filter(|batch| batch.value.finished_at == 0).map(|batch| (key, batch)));
+    }
+    Ok(batches)
+}
+
 impl Turn<'_> {
     /// Is work of this rotation still to be done?
     fn is_live(&self, rotation: &str) -> bool {
@@ -180,6 +205,7 @@ impl Turn<'_> {
             overdue::fail(self).await?;
             renewals::order(self).await?;
             orphans::remove(self).await?;
+            outcomes::record(self).await?;
         }
         Ok(())
     }

@@ -9,17 +9,26 @@ use crate::domain::rotation;
 use crate::domain::target::State;
 use crate::store::record::Batch;
 use crate::store::{Commit, StoreError, Versioned, keys};
+use crate::view::RotationView;
 
 /// Looks at one host whose inventory has changed.
 pub(super) async fn note(turn: &Turn<'_>, host: &str) -> Result<(), StoreError> {
-    if !is_concerned(turn, host) {
+    let waiting = waiting(turn, host);
+    if waiting.is_empty() {
         return Ok(());
     }
-    let batches = turn.engine.store.range::<Batch>(&keys::batches_of(host)).await?;
-    for (key, batch) in &batches {
-        if !turn.is_live(&batch.value.rotation) || batch.value.rotation.is_empty() {
-            continue;
-        }
+    let store = &turn.engine.store;
+    let mut batches = Vec::new();
+    for rotation in &waiting {
+        batches.extend(store.range::<Batch>(&keys::batches_on(host, rotation)).await?);
+    }
+    let waited_for = batches.len();
+    let since = batches.iter().map(|(_, batch)| batch.value.created_at).min().unwrap_or_default();
+    for rotation in others(turn, &waiting, since) {
+        batches.extend(store.range::<Batch>(&keys::batches_on(host, &rotation)).await?);
+    }
+    batches.extend(store.range::<Batch>(&keys::renewals_of(host)).await?);
+    for (key, batch) in &batches[..waited_for] {
         let mut record = batch.value.clone();
         let mut changed = false;
         for target in record.targets.iter_mut().filter(|target| !target.superseded) {
@@ -61,14 +70,27 @@ fn renewed_by<'a>(
     key.rsplit('/').next()
 }
 
-/// Does a rotation wait for an unserved target on this host?
-fn is_concerned(turn: &Turn<'_>, host: &str) -> bool {
+/// Rotations that wait for an unserved target on this host.
+fn waiting(turn: &Turn<'_>, host: &str) -> Vec<String> {
     let state = turn.engine.view.read();
-    state.rotations.values().filter(|rotation| rotation::accepts_work(rotation.state)).any(|rotation| {
-        rotation
-            .batches_of(host)
-            .any(|(_, batch)| batch.counts.of(State::Unserved) > u32::from(batch.overtaken))
-    })
+    let waits = |rotation: &RotationView| {
+        rotation::accepts_work(rotation.state)
+            && rotation
+                .batches_of(host)
+                .any(|(_, batch)| batch.counts.of(State::Unserved) > u32::from(batch.overtaken))
+    };
+    let waiting = state.rotations.iter().filter(|(_, rotation)| waits(rotation));
+    waiting.map(|(number, _)| format!("r{number}")).collect()
+}
+
+/// Other rotations that are open, or have ended since then.
+fn others(turn: &Turn<'_>, waiting: &[String], since: i64) -> Vec<String> {
+    let state = turn.engine.view.read();
+    let open_since = |rotation: &RotationView| {
+        rotation.is_open() || (rotation.revision != 0 && rotation.record.ended_at >= since)
+    };
+    let others = state.rotations.iter().filter(|(_, rotation)| open_since(rotation));
+    others.map(|(number, _)| format!("r{number}")).filter(|id| !waiting.contains(id)).collect()
 }
 
 #[cfg(test)]
@@ -90,7 +112,7 @@ mod tests {
     fn only_a_later_certificate_overtakes() {
         let unserved = Versioned { revision: 5, value: batch("r1", 100, 110, State::Unserved) };
         let at = |revision, other: Batch, installation: &str| {
-            let all = [("batch/h/n1-1".to_owned(), Versioned { revision, value: other })];
+            let all = [("renewal/h/n1-1".to_owned(), Versioned { revision, value: other })];
             renewed_by(installation, &unserved, &all).map(str::to_owned)
         };
         let by = |other: Batch, installation: &str| at(1, other, installation);

@@ -60,11 +60,14 @@ fn due_hosts(turn: &Turn<'_>) -> Vec<DueHost> {
 async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     let store = &turn.engine.store;
     let host = &due.name;
-    let batches = store.range::<Batch>(&keys::batches_of(host)).await?;
+    let renewals = store.range::<Batch>(&keys::renewals_of(host)).await?;
     // What a rotation will do is not done twice.
-    let open: BTreeSet<&str> = batches
+    let rotations =
+        super::open_batches(turn, host, |rotation| !rotation.is_empty() && turn.is_live(rotation)).await?;
+    let open: BTreeSet<&str> = renewals
         .iter()
-        .filter(|(_, batch)| batch.value.finished_at == 0 && turn.is_live(&batch.value.rotation))
+        .chain(&rotations)
+        .filter(|(_, batch)| batch.value.finished_at == 0)
         .flat_map(|(_, batch)| &batch.value.targets)
         .map(|target| target.installation.as_str())
         .collect();
@@ -85,10 +88,8 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     if targets.is_empty() {
         return Ok(());
     }
-    let finished: Vec<&(String, crate::store::Versioned<Batch>)> = batches
-        .iter()
-        .filter(|(_, batch)| batch.value.rotation.is_empty() && batch.value.finished_at != 0)
-        .collect();
+    let finished: Vec<&(String, crate::store::Versioned<Batch>)> =
+        renewals.iter().filter(|(_, batch)| batch.value.finished_at != 0).collect();
     let number = finished.iter().map(|(key, _)| renewal::number(last(key))).max().unwrap_or(0) + 1;
     // A host that was removed and came back still knows the names it had: none comes again.
     let number = number.max(u64::try_from(turn.now).unwrap_or(0));

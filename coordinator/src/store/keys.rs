@@ -1,7 +1,8 @@
 //! Every key of the store, in one place.
 //!
 //! Keys are path-like UTF-8. What belongs to a host begins with its kind and
-//! its name, so that hints can be dispatched by host prefix. Numbers are
+//! its name; what belongs to a rotation with its kind and the rotation, so that
+//! of one that has ended nothing else has to be looked at. Numbers are
 //! zero-padded so that byte order is number order.
 
 /// The fleet's name, its CA certificates and its settings: [`super::record::Fleet`].
@@ -29,8 +30,12 @@ pub const POLICIES: &str = "policy/";
 pub const AUTHORITIES: &str = "authority/";
 /// Prefix of [`rotation`].
 pub const ROTATION: &str = "rotation/";
-/// Prefix of every [`batch`].
+/// Prefix of every [`outcome`].
+pub const OUTCOMES: &str = "outcome/";
+/// Prefix of every [`batch`] of a rotation.
 pub const BATCHES: &str = "batch/";
+/// Prefix of every [`batch`] of a planned renewal.
+pub const RENEWALS: &str = "renewal/";
 /// Prefix of every [`issued`].
 pub const ISSUED: &str = "issued/";
 /// Prefix of the audit chains.
@@ -76,14 +81,49 @@ pub fn rotation(id: &str) -> String {
     format!("{ROTATION}{id}")
 }
 
-/// The durable unit of work, up to 50 targets of one host: [`super::record::Batch`].
-pub fn batch(host: &str, batch: &str) -> String {
-    format!("{BATCHES}{host}/{batch}")
+/// What an ended rotation came to: [`super::record::Outcome`].
+pub fn outcome(id: &str) -> String {
+    format!("{OUTCOMES}{id}")
 }
 
-/// Prefix of a host's batches.
-pub fn batches_of(host: &str) -> String {
-    format!("{BATCHES}{host}/")
+/// The durable unit of work, up to 50 targets of one host: [`super::record::Batch`].
+/// Its name says whether it is a rotation's; whatever the name, the key is one of this host.
+pub fn batch(host: &str, batch: &str) -> String {
+    match rotation_of(batch) {
+        Some(rotation) => format!("{BATCHES}{rotation}/{host}/{batch}"),
+        None => format!("{RENEWALS}{host}/{batch}"),
+    }
+}
+
+/// The id of the rotation that a batch of this name belongs to; `None`: a planned renewal.
+pub fn rotation_of(batch: &str) -> Option<&str> {
+    let (rotation, _) = batch.split_once('.')?;
+    let number = rotation.strip_prefix('r')?;
+    (!number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())).then_some(rotation)
+}
+
+/// Prefix of a rotation's batches.
+pub fn batches_of(rotation: &str) -> String {
+    format!("{BATCHES}{rotation}/")
+}
+
+/// Prefix of a rotation's batches on one host.
+pub fn batches_on(host: &str, rotation: &str) -> String {
+    format!("{BATCHES}{rotation}/{host}/")
+}
+
+/// Prefix of a host's planned renewals.
+pub fn renewals_of(host: &str) -> String {
+    format!("{RENEWALS}{host}/")
+}
+
+/// Host and name of the batch under a key; `None` for other keys.
+pub fn host_and_batch(key: &str) -> Option<(&str, &str)> {
+    let rest = match key.strip_prefix(BATCHES) {
+        Some(rest) => rest.split_once('/')?.1,
+        None => key.strip_prefix(RENEWALS)?,
+    };
+    rest.split_once('/')
 }
 
 /// What was issued for the `message`-th CSR message of a batch, from 0: [`super::record::Issued`].
@@ -103,10 +143,9 @@ pub fn audit(chain: &str, sequence: u64) -> String {
     format!("{AUDIT}{chain}/{sequence:020}")
 }
 
-/// The host a key belongs to, for dispatch; `None` for fleet-wide keys.
-pub fn host_of(key: &str) -> Option<&str> {
-    let rest = [HOSTS, INVENTORIES, BATCHES].iter().find_map(|prefix| key.strip_prefix(prefix))?;
-    Some(rest.split_once('/').map_or(rest, |(host, _)| host))
+/// The host that a chunk of an inventory is of; `None` for other keys.
+pub fn host_of_inventory(key: &str) -> Option<&str> {
+    Some(key.strip_prefix(INVENTORIES)?.split_once('/')?.0)
 }
 
 #[cfg(test)]
@@ -114,10 +153,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dispatches_by_host() {
-        assert_eq!(host_of(&batch("web-1", "r1.0")), Some("web-1"));
-        assert_eq!(host_of(&host("web-1")), Some("web-1"));
-        assert_eq!(host_of(FLEET), None);
-        assert_eq!(host_of(&rotation("r1")), None);
+    fn a_batch_lies_with_its_rotation_and_a_renewal_with_its_host() {
+        let key = batch("web-1", "r12.0-5");
+        assert!(key.starts_with(&batches_of("r12")) && key.starts_with(&batches_on("web-1", "r12")));
+        assert!(!key.starts_with(&batches_of("r1")), "{key}");
+        assert_eq!(host_and_batch(&key), Some(("web-1", "r12.0-5")));
+        let key = batch("web-1", "n1795507665-5");
+        assert!(key.starts_with(&renewals_of("web-1")));
+        assert_eq!(host_and_batch(&key), Some(("web-1", "n1795507665-5")));
+        assert_eq!(host_and_batch(&host("web-1")), None);
+    }
+
+    /// Agents say the names of batches.
+    #[test]
+    fn no_name_leads_to_another_host() {
+        for name in ["r7/web-2/r7.0-5", "r7.0/../web-2", "r.0", "rx.0", "../web-2/n1-1", "", "r7", "R7.0"] {
+            let key = batch("web-1", name);
+            assert_eq!(host_and_batch(&key).map(|(host, _)| host), Some("web-1"), "{key}");
+        }
     }
 }

@@ -357,6 +357,52 @@ impl Rotation {
     }
 }
 
+/// What the batches of a rotation that has ended add up to, so that they need not be read to tell.
+/// Written after the end, and again when a result comes late; the batches are what counts.
+#[derive(Clone, PartialEq, Message)]
+pub struct Outcome {
+    /// Targets by [`v1::TargetState`], superseded ones and those of `open` left out.
+    #[prost(btree_map = "uint32, uint32", tag = "1")]
+    pub targets: BTreeMap<u32, u32>,
+    /// The same by wave.
+    #[prost(message, repeated, tag = "2")]
+    pub waves: Vec<OutcomeWave>,
+    /// Hosts that have a batch, those of `open` among them.
+    #[prost(uint32, tag = "3")]
+    pub hosts: u32,
+    /// Of the targets, those that a handshake or something better has proved.
+    #[prost(uint32, tag = "4")]
+    pub probed: u32,
+    /// Batches that were ordered and are not finished: a result may still come.
+    #[prost(message, repeated, tag = "5")]
+    pub open: Vec<OpenBatch>,
+}
+
+/// A wave of an [`Outcome`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct OutcomeWave {
+    /// Targets.
+    #[prost(uint32, tag = "1")]
+    pub targets: u32,
+    /// Of those, at an end.
+    #[prost(uint32, tag = "2")]
+    pub done: u32,
+    /// Of those, failed.
+    #[prost(uint32, tag = "3")]
+    pub failed: u32,
+}
+
+/// A batch by its name.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct OpenBatch {
+    /// Its host.
+    #[prost(string, tag = "1")]
+    pub host: String,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub batch: String,
+}
+
 /// Up to 50 targets of one host: the durable unit of work.
 #[derive(Clone, PartialEq, Message)]
 pub struct Batch {

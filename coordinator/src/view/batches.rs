@@ -8,7 +8,7 @@ use reseal_proto::v1::{Grade, TargetState};
 use crate::domain::rotation::{self, Progress};
 use crate::domain::target;
 use crate::store::outline::BatchOutline;
-use crate::store::record::Rotation;
+use crate::store::record::{Outcome, Rotation};
 
 /// Targets by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl BatchView {
     }
 
     /// Summarises a record.
-    pub(super) fn of(record: &BatchOutline) -> Self {
+    pub fn of(record: &BatchOutline) -> Self {
         let mut counts = Counts::default();
         let (mut probed, mut overtaken) = (0, 0);
         for target in record.targets.iter().filter(|target| !target.superseded) {
@@ -110,14 +110,19 @@ pub struct RotationView {
     /// The record; small.
     pub record: Rotation,
     /// Its batches, by host and name; changed by [`RotationView::put`] and [`RotationView::remove`].
+    /// Of one that has ended only those that a result may still come for.
     pub batches: BTreeMap<(Arc<str>, Box<str>), BatchView>,
+    /// What the other batches of one that has ended add up to.
+    pub(super) settled: Option<Outcome>,
+    /// The outcome on record is not what is known here.
+    pub(super) outcome_due: bool,
     /// What the batches that are ordered add up to.
-    ordered: Sums,
+    pub(super) ordered: Sums,
 }
 
 /// Targets of the batches that are ordered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sums {
+pub(super) struct Sums {
     attempted: u32,
     working: u32,
     stragglers: u32,
@@ -166,6 +171,8 @@ impl RotationView {
             revision: 0,
             record: Rotation::default(),
             batches: BTreeMap::new(),
+            settled: None,
+            outcome_due: false,
             ordered: Sums::default(),
         }
     }
@@ -238,20 +245,5 @@ impl RotationView {
             attempted: sums.attempted,
             working: sums.working,
         }
-    }
-
-    /// Targets by state as a person wants to see them: an unfinished batch shows
-    /// what its agent last said, an ordered one at least `Ordered`.
-    pub fn counts(&self) -> BTreeMap<u32, u32> {
-        let mut sums = BTreeMap::new();
-        for batch in self.batches.values() {
-            for (state, number) in batch.shown().iter() {
-                let ordered = batch.place <= self.reach && !rotation::is_end(self.state);
-                let state =
-                    if state == TargetState::Pending && ordered { TargetState::Ordered } else { state };
-                *sums.entry(state as u32).or_insert(0) += number;
-            }
-        }
-        sums
     }
 }

@@ -1,6 +1,6 @@
 //! The projection: what the store says, small enough to keep in memory.
 //!
-//! Fed by the store's hints, rebuilt whole at start and after a resync. It
+//! Fed by the store's hints, rebuilt at start and after a resync. It
 //! decides nothing and is never written to the store. The engine asks it what
 //! is due, sessions ask it which batches are ordered, the operator service asks
 //! it for counts. Certificates and names stay in the store: a host is a few
@@ -9,6 +9,8 @@
 mod batches;
 mod changes;
 mod hosts;
+mod load;
+mod outcome;
 mod refresh;
 
 pub use batches::{BatchView, Counts, RotationView};

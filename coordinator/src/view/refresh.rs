@@ -1,5 +1,6 @@
 //! How the projection follows the store.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::{State, View, rotation_number};
 use crate::domain::{renewal, target};
 use crate::issuance::builtin::issuer_key;
 use crate::store::outline::{BatchOutline, InventoryOutline};
-use crate::store::record::{Authority, Counter, Host, Rotation};
+use crate::store::record::{Authority, Host, Outcome, Rotation};
 use crate::store::{Hint, Store, StoreError, Watch, keys};
 
 /// Beyond this many changed keys in one go, more are collected before the next.
@@ -18,46 +19,6 @@ const BUSY: usize = 64;
 const COLLECT: Duration = Duration::from_millis(20);
 
 impl View {
-    /// Reads the whole store; call before [`View::follow`], with a watch taken before.
-    pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
-        let mut state = State::default();
-        let mut seen = store.get::<Counter>(keys::ROTATIONS).await?.map_or(0, |last| last.revision);
-        for (key, authority) in store.range::<Authority>(keys::AUTHORITIES).await? {
-            take_authority(&mut state, &key, Some(&authority.value));
-        }
-        for (key, host) in store.range::<Host>(keys::HOSTS).await? {
-            let name = key.trim_start_matches(keys::HOSTS);
-            state.hosts.entry(Arc::from(name)).or_default().take_record(Some(&host.value));
-        }
-        let names: Vec<Arc<str>> = state.hosts.keys().cloned().collect();
-        for name in &names {
-            let (revision, chunks) = inventory(store, name).await?;
-            seen = seen.max(revision);
-            if let Some(host) = state.hosts.get_mut(name) {
-                host.take_inventory(name, revision, &chunks);
-            }
-        }
-        for (key, rotation) in store.range::<Rotation>(keys::ROTATION).await? {
-            take_rotation(&mut state, &key, Some((rotation.value, rotation.revision)));
-        }
-        let mut after = None;
-        loop {
-            let page = store.page::<BatchOutline>(keys::BATCHES, after.as_deref(), 256).await?;
-            let Some((last, _)) = page.last() else { break };
-            after = Some(last.clone());
-            for (key, batch) in &page {
-                take_batch(&mut state, key, Some(&batch.value));
-            }
-        }
-        state.seen = seen;
-        *self.0.state.write().unwrap_or_else(PoisonError::into_inner) = state;
-        self.0.wakes.lock().unwrap_or_else(PoisonError::into_inner).extend(names.iter().cloned());
-        self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
-        self.0.woken.notify_one();
-        self.bump();
-        Ok(())
-    }
-
     /// Follows the store until it closes. `forget` is called when policies,
     /// authorities or rotations changed.
     pub async fn follow(&self, store: Store, mut watch: Watch, forget: impl Fn() + Send) {
@@ -111,12 +72,16 @@ impl View {
     ) -> Result<(), StoreError> {
         let mut last_inventory: Option<&str> = None;
         let mut batches = Vec::new();
+        let mut again = BTreeSet::new();
         for key in changed {
-            let host = keys::host_of(key);
-            if !key.starts_with(keys::BATCHES) {
-                self.put_batches(std::mem::take(&mut batches));
+            let is_batch = keys::host_and_batch(key).is_some();
+            if !is_batch {
+                again.extend(self.put_batches(std::mem::take(&mut batches)));
             }
-            if key.starts_with(keys::ROTATION) {
+            if is_batch {
+                let record = store.get::<BatchOutline>(key).await?.map(|batch| batch.value);
+                batches.push((key, record));
+            } else if key.starts_with(keys::ROTATION) {
                 forget();
                 let record =
                     store.get::<Rotation>(key).await?.map(|rotation| (rotation.value, rotation.revision));
@@ -126,9 +91,14 @@ impl View {
                     woken
                 });
                 self.wake(woken);
-            } else if key.starts_with(keys::BATCHES) {
-                let record = store.get::<BatchOutline>(key).await?.map(|batch| batch.value);
-                batches.push((key, record));
+            } else if key.starts_with(keys::OUTCOMES) {
+                let number = rotation_number(key.trim_start_matches(keys::OUTCOMES)).unwrap_or_default();
+                let record = store.get::<Outcome>(key).await?.map(|outcome| outcome.value);
+                self.write(|state| {
+                    if let Some(rotation) = state.rotations.get_mut(&number) {
+                        rotation.compare_outcome(record.as_ref());
+                    }
+                });
             } else if key.starts_with(keys::HOSTS) {
                 let record = store.get::<Host>(key).await?.map(|host| host.value);
                 let name: Arc<str> = Arc::from(key.trim_start_matches(keys::HOSTS));
@@ -143,6 +113,7 @@ impl View {
                 });
                 self.wake([name]);
             } else if key.starts_with(keys::INVENTORIES) {
+                let host = keys::host_of_inventory(key);
                 let Some(name) = host.filter(|name| last_inventory != Some(*name)) else { continue };
                 last_inventory = Some(name);
                 let (revision, chunks) = inventory(store, name).await?;
@@ -162,22 +133,34 @@ impl View {
                 forget();
             }
         }
-        self.put_batches(batches);
+        again.extend(self.put_batches(batches));
+        for number in again {
+            self.read_again(store, number).await?;
+        }
         Ok(())
     }
 
-    /// All at once: a batch that takes over from another is never seen without it.
-    fn put_batches(&self, batches: Vec<(&Arc<str>, Option<BatchOutline>)>) {
+    /// All at once: a batch that takes over from another is never seen without it. Gives
+    /// rotations to read again: one of their settled batches has changed.
+    fn put_batches(&self, batches: Vec<(&Arc<str>, Option<BatchOutline>)>) -> BTreeSet<u64> {
+        let mut again = BTreeSet::new();
         if !batches.is_empty() {
             let woken: Vec<Arc<str>> = self.write(|state| {
-                let put = batches.iter().filter_map(|(key, record)| take_batch(state, key, record.as_ref()));
+                let put = batches.iter().filter_map(|(key, record)| {
+                    if let Some(number) = settled(state, key) {
+                        again.insert(number);
+                        return None;
+                    }
+                    take_batch(state, key, record.as_ref())
+                });
                 put.collect()
             });
             self.wake(woken);
         }
+        again
     }
 
-    fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub(super) fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -192,13 +175,13 @@ impl View {
 }
 
 /// Every chunk of a host's inventory, and the newest revision among them.
-async fn inventory(store: &Store, host: &str) -> Result<(u64, Vec<InventoryOutline>), StoreError> {
+pub(super) async fn inventory(store: &Store, host: &str) -> Result<(u64, Vec<InventoryOutline>), StoreError> {
     let chunks = store.range::<InventoryOutline>(&keys::inventory_of(host)).await?;
     let newest = chunks.iter().map(|(_, chunk)| chunk.revision).max().unwrap_or_default();
     Ok((newest, chunks.into_iter().map(|(_, chunk)| chunk.value).collect()))
 }
 
-fn take_authority(state: &mut State, key: &str, record: Option<&Authority>) {
+pub(super) fn take_authority(state: &mut State, key: &str, record: Option<&Authority>) {
     let name = key.trim_start_matches(keys::AUTHORITIES);
     match record.map(|record| issuer_key(&record.certificate)) {
         Some(Ok(issuer)) => drop(state.authorities.insert(name.to_owned(), issuer)),
@@ -208,7 +191,7 @@ fn take_authority(state: &mut State, key: &str, record: Option<&Authority>) {
 }
 
 /// Gives the hosts that have something new to look at.
-fn take_rotation(state: &mut State, key: &str, record: Option<(Rotation, u64)>) -> Vec<Arc<str>> {
+pub(super) fn take_rotation(state: &mut State, key: &str, record: Option<(Rotation, u64)>) -> Vec<Arc<str>> {
     let Some(number) = rotation_number(key.trim_start_matches(keys::ROTATION)) else {
         return Vec::new();
     };
@@ -219,12 +202,30 @@ fn take_rotation(state: &mut State, key: &str, record: Option<(Rotation, u64)>) 
     let rotation = state.rotations.entry(number).or_insert_with(RotationView::unrevealed);
     let moved = record.reach() != rotation.reach || record.state() != rotation.record.state();
     rotation.take_record(record, revision);
-    if !moved {
+    settle(state, number);
+    let Some(rotation) = state.rotations.get(&number).filter(|_| moved) else {
         return Vec::new();
-    }
+    };
     let reach = rotation.reach;
     let open = rotation.batches.iter().filter(|(_, batch)| !batch.finished && batch.place <= reach);
     open.map(|((host, _), _)| host.clone()).collect()
+}
+
+/// Lets go of the batches of a rotation that has ended.
+pub(super) fn settle(state: &mut State, number: u64) {
+    let dropped = state.rotations.get_mut(&number).map(RotationView::settle).unwrap_or_default();
+    for (host, batch) in dropped {
+        if let Some(host) = state.hosts.get_mut(&host) {
+            host.open.retain(|open| open.batch != batch);
+        }
+    }
+}
+
+/// The rotation of a batch that is in memory no more.
+fn settled(state: &State, key: &str) -> Option<u64> {
+    let (host, batch) = keys::host_and_batch(key)?;
+    let number = rotation_number(keys::rotation_of(batch)?)?;
+    state.rotations.get(&number)?.has_settled(host, batch).then_some(number)
 }
 
 /// Hosts whose inventory changed between the choosing of a rotation's targets and
@@ -241,8 +242,9 @@ fn changed_since_chosen(state: &State, key: &str) -> Vec<Arc<str>> {
     changed.map(|(name, _)| name.clone()).collect()
 }
 
-fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Option<Arc<str>> {
-    let (name, batch) = key.trim_start_matches(keys::BATCHES).split_once('/')?;
+pub(super) fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Option<Arc<str>> {
+    let (name, batch) = keys::host_and_batch(key)?;
+    let rotation = keys::rotation_of(batch).and_then(rotation_number);
     let name: Arc<str> =
         state.hosts.get_key_value(name).map_or_else(|| Arc::from(name), |(name, _)| name.clone());
     let host = state.hosts.entry(name.clone()).or_default();
@@ -251,14 +253,17 @@ fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Op
         if let Some(at) = was_open {
             host.open.remove(at);
         }
-        for rotation in state.rotations.values_mut() {
-            rotation.remove(name.clone(), batch);
+        if let Some(number) = rotation
+            && let Some(view) = state.rotations.get_mut(&number)
+        {
+            view.remove(name.clone(), batch);
+            // Of a rotation that never began nothing is left then.
+            if view.revision == 0 && view.batches.is_empty() {
+                state.rotations.remove(&number);
+            }
         }
-        // Of a rotation that never began nothing is left then.
-        state.rotations.retain(|_, rotation| rotation.revision != 0 || !rotation.batches.is_empty());
         return None;
     };
-    let rotation = rotation_number(&record.rotation);
     let finished = record.finished_at != 0;
     if finished {
         host.last_finished = host.last_finished.max(record.finished_at);
@@ -275,6 +280,7 @@ fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutline>) -> Op
         Some(number) => {
             let rotation = state.rotations.entry(number).or_insert_with(RotationView::unrevealed);
             rotation.put(name.clone(), batch, BatchView::of(record));
+            settle(state, number);
         }
         None if finished && renewal::number(batch) >= host.newest_renewal => {
             host.newest_renewal = renewal::number(batch);

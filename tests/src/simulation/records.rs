@@ -6,6 +6,7 @@ use prost::Message as _;
 use reseal::domain::target::{self, Event};
 use reseal::domain::{authority, rotation};
 use reseal::store::audit::Chain;
+use reseal::store::keys;
 use reseal::store::record::{
     AuditEntry, Authority, AuthorityState, Batch, Counter, Host, HostState, Inventory, Issued, Policy,
     Rotation,
@@ -58,7 +59,8 @@ impl Change<'_> {
             ("authority", name) => self.authority(name, key, value),
             ("policy", name) => self.policy(name, key, value),
             ("rotation", id) => self.rotation(id, key, value),
-            ("batch", rest) => self.batch(rest, key, value),
+            ("batch" | "renewal", _) => self.batch(key, value),
+            ("outcome", _) => String::new(),
             ("issued", rest) => self.issued(rest, key, value),
             ("inventory", rest) => self.inventory(rest, key, value),
             ("audit", _) => self.audit(key, value),
@@ -189,8 +191,8 @@ impl Change<'_> {
         }
     }
 
-    fn batch(&mut self, rest: &str, key: &str, value: Option<&[u8]>) -> String {
-        let (host, name) = rest.split_once('/').unwrap_or_default();
+    fn batch(&mut self, key: &str, value: Option<&[u8]>) -> String {
+        let (host, name) = keys::host_and_batch(key).expect("a batch's key");
         let place = (host.to_owned(), name.to_owned());
         let Some(record) = value.map(|value| decode::<Batch>(key, value)) else {
             self.mirror.batches.remove(&place);

@@ -13,7 +13,6 @@ use crate::domain::{rotation, target};
 use crate::grpc::convert::{chain, status};
 use crate::store::keys;
 use crate::store::record::{Authority, Batch, Issued, Target};
-use crate::view::rotation_number;
 
 impl OperatorService {
     /// The whole file, signed.
@@ -97,23 +96,12 @@ impl OperatorService {
 
     /// What the hosts proved, and what is not proved.
     async fn proofs(&self, id: &str) -> Result<(Vec<BatchRecord>, Residual), Status> {
-        let names: Vec<(String, String)> = {
-            let state = self.view.read();
-            let view = rotation_number(id).and_then(|number| state.rotations.get(&number));
-            view.into_iter()
-                .flat_map(|view| view.batches.keys())
-                .map(|(host, batch)| (host.to_string(), batch.to_string()))
-                .collect()
-        };
         let mut records = Vec::new();
         let mut residual = Residual::default();
-        for (host, name) in names {
-            let Some(batch) =
-                self.store.get::<Batch>(&keys::batch(&host, &name)).await.map_err(|error| status(&error))?
-            else {
-                continue;
-            };
-            let batch = batch.value;
+        let batches = self.store.range::<Batch>(&keys::batches_of(id)).await;
+        for (key, batch) in batches.map_err(|error| status(&error))? {
+            let Some((host, name)) = keys::host_and_batch(&key) else { continue };
+            let (host, name, batch) = (host.to_owned(), name.to_owned(), batch.value);
             for target in batch.targets.iter().filter(|target| !target.superseded) {
                 let list = match target.state() {
                     TargetState::Verified => continue,

@@ -202,9 +202,9 @@ impl OperatorService {
         let chunks = self.store.range::<Inventory>(&keys::inventory_of(host)).await;
         let mut gone: Vec<String> =
             chunks.map_err(|error| status(&error))?.into_iter().map(|(key, _)| key).collect();
-        let batches = self.store.range::<Batch>(&keys::batches_of(host)).await;
-        for (key, batch) in batches.map_err(|error| status(&error))? {
-            if batch.value.rotation.is_empty() && batch.value.finished_at == 0 {
+        let renewals = self.store.range::<Batch>(&keys::renewals_of(host)).await;
+        for (key, batch) in renewals.map_err(|error| status(&error))? {
+            if batch.value.finished_at == 0 {
                 let name = key.rsplit('/').next().unwrap_or_default().to_owned();
                 let issued = self.store.range::<Issued>(&keys::issued_of(host, &name)).await;
                 gone.extend(issued.map_err(|error| status(&error))?.into_iter().map(|(key, _)| key));

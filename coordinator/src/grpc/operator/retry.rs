@@ -88,11 +88,29 @@ impl OperatorService {
             .collect();
         let mut left = Left::default();
         for batch in batches {
-            let all = self.store.range::<Batch>(&keys::batches_of(host)).await;
-            let all = all.map_err(|error| status(&error))?;
-            left = left.and(self.retry_batch(retry, host, batch, (&all, &discovered)).await?);
+            let own = self.store.range::<Batch>(&keys::batches_on(host, retry.id)).await;
+            let own = own.map_err(|error| status(&error))?;
+            let elsewhere = self.elsewhere(retry.id, host).await?;
+            left = left.and(self.retry_batch(retry, host, batch, (&own, &elsewhere, &discovered)).await?);
         }
         Ok(left)
+    }
+
+    /// Installations of a host that another open rotation works on.
+    async fn elsewhere(&self, id: &str, host: &str) -> Result<BTreeSet<String>, Status> {
+        let others: Vec<String> = {
+            let state = self.view.read();
+            let open = state.rotations.iter().filter(|(_, rotation)| rotation.is_open());
+            open.map(|(number, _)| format!("r{number}")).filter(|other| other != id).collect()
+        };
+        let mut found = BTreeSet::new();
+        for other in others {
+            let batches = self.store.range::<Batch>(&keys::batches_on(host, &other)).await;
+            let batches = batches.map_err(|error| status(&error))?.into_iter().map(|(_, batch)| batch.value);
+            let targets = batches.filter(|batch| batch.finished_at == 0).flat_map(|batch| batch.targets);
+            found.extend(targets.map(|target| target.installation));
+        }
+        Ok(found)
     }
 
     async fn retry_batch(
@@ -100,22 +118,14 @@ impl OperatorService {
         retry: &Retry<'_>,
         host: &str,
         batch: &str,
-        (all, discovered): (&[(String, Versioned<Batch>)], &BTreeSet<&str>),
+        (own, elsewhere, discovered): (&[(String, Versioned<Batch>)], &BTreeSet<String>, &BTreeSet<&str>),
     ) -> Result<Left, Status> {
         let key = keys::batch(host, batch);
-        let Some((_, old)) = all.iter().find(|(name, _)| *name == key) else { return Ok(Left::default()) };
-        let elsewhere: BTreeSet<&str> = all
-            .iter()
-            .map(|(_, other)| &other.value)
-            .filter(|other| other.finished_at == 0 && other.rotation != retry.id)
-            .filter(|other| !other.rotation.is_empty() && self.is_open(&other.rotation))
-            .flat_map(|other| &other.targets)
-            .map(|target| target.installation.as_str())
-            .collect();
+        let Some((_, old)) = own.iter().find(|(name, _)| *name == key) else { return Ok(Left::default()) };
         let mut record = old.value.clone();
         let meant = record.targets.iter_mut().filter(|t| !t.superseded && retry.means(t.state()));
         let (busy, meant): (Vec<_>, Vec<_>) =
-            meant.partition(|target| elsewhere.contains(target.installation.as_str()));
+            meant.partition(|target| elsewhere.contains(&target.installation));
         let (unmanaged, meant): (Vec<_>, Vec<_>) =
             meant.into_iter().partition(|target| discovered.contains(target.installation.as_str()));
         let left = Left { busy: busy.len(), unmanaged: unmanaged.len() };
@@ -143,8 +153,7 @@ impl OperatorService {
             on_failure: retry.rotation.on_failure,
             ..Batch::default()
         };
-        let taken = all.iter().filter(|(_, batch)| batch.value.rotation == retry.id).count();
-        let next_key = keys::batch(host, &target::batch_name(retry.id, taken, self.store.epoch()));
+        let next_key = keys::batch(host, &target::batch_name(retry.id, own.len(), self.store.epoch()));
         let commit =
             Commit::new().at(&key, old.revision).put(&key, &record).absent(&next_key).put(&next_key, &next);
         self.store.commit(commit).await.map_err(|error| status(&error))?;

@@ -9,11 +9,16 @@ use super::OperatorService;
 use crate::domain::{remedy, rotation, target};
 use crate::grpc::convert::{authority_info, status};
 use crate::store::keys;
-use crate::store::record::{Authority, Batch, Target};
-use crate::view::{RotationView, rotation_number};
+use crate::store::outline::BatchOutline;
+use crate::store::record::{Authority, Batch, OutcomeWave, Target};
+use crate::view::{BatchView, RotationView, rotation_number};
 
 /// Rows of each kind at most.
 const ROWS: usize = 100;
+/// Batches that are looked through for them at most.
+const SUSPECTS: usize = 4 * ROWS;
+/// Batches read at once.
+const PAGE: usize = 256;
 /// Rotations in a list at most.
 const LISTED: usize = 1000;
 
@@ -28,11 +33,18 @@ impl OperatorService {
             ))
         };
         let number = rotation_number(id).ok_or_else(not_found)?;
-        let (mut shown, suspects) = {
+        let (mut shown, open) = {
             let state = self.view.read();
             let view =
                 state.rotations.get(&number).filter(|view| view.revision != 0).ok_or_else(not_found)?;
-            (summary(id, view, (self.now)()), suspects(view))
+            let suspects = view.batches.iter().filter(|(_, batch)| is_suspect(batch)).take(SUSPECTS);
+            let suspects: Vec<_> =
+                suspects.map(|((host, batch), _)| (host.to_string(), batch.to_string())).collect();
+            (summary(id, view, (self.now)()), view.is_open().then_some(suspects))
+        };
+        let suspects = match open {
+            Some(suspects) => suspects,
+            None => self.suspects_on_record(&shown).await?,
         };
         let record = self.rotation_record(id).await?.value;
         if !record.compromised.is_empty() {
@@ -86,6 +98,34 @@ impl OperatorService {
         Ok(record.map(|record| authority_info(name, &record.value, issued)))
     }
 
+    /// Those of a rotation that has ended: its batches are in no projection.
+    async fn suspects_on_record(&self, shown: &Rotation) -> Result<Vec<(String, String)>, Status> {
+        let state = |state: &u32| i32::try_from(*state).ok().and_then(|s| TargetState::try_from(s).ok());
+        let mut suspects = Vec::new();
+        if !shown.targets.keys().filter_map(state).any(is_worth_a_row) {
+            return Ok(suspects);
+        }
+        let prefix = keys::batches_of(&shown.id);
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.store.page::<BatchOutline>(&prefix, after.as_deref(), PAGE).await;
+            let page = page.map_err(|error| status(&error))?;
+            for (key, batch) in &page {
+                if let Some((host, name)) = keys::host_and_batch(key)
+                    && is_suspect(&BatchView::of(&batch.value))
+                {
+                    suspects.push((host.to_owned(), name.to_owned()));
+                }
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == PAGE && suspects.len() < SUSPECTS => {
+                    after = Some(last.clone());
+                }
+                _ => return Ok(suspects),
+            }
+        }
+    }
+
     async fn add_rows(&self, shown: &mut Rotation, suspects: Vec<(String, String)>) -> Result<(), Status> {
         for (host, batch) in suspects {
             let Some(record) =
@@ -137,46 +177,33 @@ pub(super) fn code(target: &Target) -> &str {
     }
 }
 
-/// Batches that have something to tell.
-fn suspects(view: &RotationView) -> Vec<(String, String)> {
-    view.batches
-        .iter()
-        .filter(|(_, batch)| {
-            batch.counts.iter().any(|(state, _)| {
-                target::is_failure(state)
-                    || matches!(state, TargetState::Straggler | TargetState::Unserved | TargetState::Excluded)
-            })
-        })
-        .take(4 * ROWS)
-        .map(|((host, batch), _)| (host.to_string(), batch.to_string()))
-        .collect()
+/// Has a batch something to tell?
+fn is_suspect(batch: &BatchView) -> bool {
+    batch.counts.iter().any(|(state, _)| is_worth_a_row(state))
+}
+
+fn is_worth_a_row(state: TargetState) -> bool {
+    target::is_failure(state)
+        || matches!(state, TargetState::Straggler | TargetState::Unserved | TargetState::Excluded)
 }
 
 fn summary(id: &str, view: &RotationView, now: i64) -> Rotation {
     let record = &view.record;
-    let mut waves: BTreeMap<u32, WaveProgress> = BTreeMap::new();
-    let (mut done, mut all, mut probed) = (0, 0, 0);
-    let mut hosts = std::collections::BTreeSet::new();
-    for ((host, _), batch) in &view.batches {
-        hosts.insert(host);
-        let before = record.waves.iter().take_while(|upto| **upto < batch.place).count();
-        let wave = waves.entry(u32::try_from(before + 1).unwrap_or(u32::MAX)).or_default();
-        for (state, number) in batch.shown().iter() {
-            wave.targets += number;
-            all += number;
-            if target::is_end(state) {
-                wave.done += number;
-                done += number;
-            }
-            if target::is_failure(state) {
-                wave.failed += number;
-            }
-        }
-        probed += u32::from(batch.probed);
-    }
+    let shown = view.shown();
+    let (done, all) =
+        shown.waves.iter().fold((0, 0), |(done, all), wave| (done + wave.done, all + wave.targets));
+    let numbered = |at: usize| u32::try_from(at + 1).unwrap_or(u32::MAX);
+    let progress = |wave: &OutcomeWave| WaveProgress {
+        targets: wave.targets,
+        done: wave.done,
+        failed: wave.failed,
+        ..WaveProgress::default()
+    };
+    let mut waves: BTreeMap<u32, WaveProgress> =
+        shown.waves.iter().enumerate().map(|(at, wave)| (numbered(at), progress(wave))).collect();
     let mut before = 0;
     for (at, cumulative) in record.waves.iter().enumerate() {
-        let wave = waves.entry(u32::try_from(at + 1).unwrap_or(u32::MAX)).or_default();
+        let wave = waves.entry(numbered(at)).or_default();
         wave.hosts = cumulative.saturating_sub(before);
         before = *cumulative;
     }
@@ -197,8 +224,8 @@ fn summary(id: &str, view: &RotationView, now: i64) -> Rotation {
         deadline_at: record.deadline_at,
         wave: record.wave,
         waves: waves.into_values().collect(),
-        targets: view.counts(),
-        hosts: u32::try_from(hosts.len()).unwrap_or(u32::MAX),
+        targets: shown.targets,
+        hosts: shown.hosts,
         containers: record.containers,
         endpoints: record.endpoints,
         note: record.note.clone(),
@@ -209,7 +236,7 @@ fn summary(id: &str, view: &RotationView, now: i64) -> Rotation {
             number => number.to_string(),
         },
         on_failure: record.on_failure,
-        verified_by_handshake: probed,
+        verified_by_handshake: shown.probed,
         ..v1::Rotation::default()
     }
 }
