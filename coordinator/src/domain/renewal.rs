@@ -8,6 +8,9 @@
 use reseal_proto::facts::sha256;
 use reseal_proto::v1::CertificateFacts;
 
+use super::target;
+use crate::store::record::Batch;
+
 const DAY: i64 = 86_400;
 /// Days left at which a long-lived certificate is due.
 pub const LONG_LIVED_DAYS_LEFT: i64 = 30;
@@ -39,6 +42,15 @@ pub fn pause(attempt: u32) -> i64 {
         .min(MAX_PAUSE)
 }
 
+/// The next try after a host's newest finished renewal: which it is in a row of failed ones,
+/// and when it may be.
+pub fn next_try(newest: Option<&Batch>) -> (u32, i64) {
+    let failed = newest.filter(|batch| batch.targets.iter().any(|t| target::is_failure(t.state())));
+    failed.map_or((0, 0), |batch| {
+        (batch.attempt + 1, batch.finished_at.saturating_add(pause(batch.attempt + 1)))
+    })
+}
+
 /// The number in the name of a renewal's batch: `n0000000007-3` is 7; 0: it is no such name.
 pub fn number(batch: &str) -> u64 {
     batch.strip_prefix('n').and_then(|rest| rest.split('-').next()?.parse().ok()).unwrap_or(0)
@@ -54,6 +66,7 @@ fn jitter(host: &str, installation: &str, spread: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::record::Target;
     use proptest::prelude::*;
 
     #[test]
@@ -73,6 +86,20 @@ mod tests {
     #[test]
     fn pauses_grow_to_an_hour() {
         assert_eq!([pause(1), pause(2), pause(3), pause(9), pause(99)], [30, 60, 120, MAX_PAUSE, MAX_PAUSE]);
+    }
+
+    #[test]
+    fn a_failed_renewal_is_tried_again_later_and_later() {
+        let batch = |state: target::State, attempt| Batch {
+            targets: vec![Target { state: state.into(), ..Target::default() }],
+            finished_at: 1000,
+            attempt,
+            ..Batch::default()
+        };
+        assert_eq!(next_try(None), (0, 0));
+        assert_eq!(next_try(Some(&batch(target::State::Verified, 3))), (0, 0));
+        assert_eq!(next_try(Some(&batch(target::State::Failed, 0))), (1, 1030));
+        assert_eq!(next_try(Some(&batch(target::State::RolledBack, 2))), (3, 1120));
     }
 
     proptest! {

@@ -40,7 +40,10 @@ pub(super) async fn fail(turn: &Turn<'_>) -> Result<(), StoreError> {
         }
         record.value.finished_at = turn.now;
         tracing::warn!(%host, %batch, "no result in time: failed");
-        let commit = Commit::new().lease(turn.lease).at(&key, record.revision).put(&key, &record.value);
+        let mut commit = Commit::new().lease(turn.lease).at(&key, record.revision).put(&key, &record.value);
+        if keys::rotation_of(&batch).is_none() {
+            commit = commit.delete(keys::renewing(&host));
+        }
         if turn.commit_unless_moved(commit).await? {
             turn.engine.metrics.finished(&before, &record.value);
         }

@@ -8,7 +8,7 @@ use reseal_proto::v1::OnFailure;
 use super::Turn;
 use crate::domain::{renewal, target};
 use crate::issuance::profile::serial;
-use crate::store::record::{Batch, HostState, Inventory, Target};
+use crate::store::record::{Batch, HostState, Inventory, OpenBatch, Target};
 use crate::store::{Commit, StoreError, keys};
 
 /// Hosts ordered in one activation: the rest come a second later.
@@ -28,18 +28,13 @@ pub(super) async fn order(turn: &Turn<'_>) -> Result<(), StoreError> {
         let orders = group.iter().map(|host| order_host(turn, host));
         for (host, ordered) in group.iter().zip(futures_util::future::join_all(orders).await) {
             // What is wrong with one host must not hold up the others.
-            super::pass_over(&host.name, ordered)?;
+            super::pass_over(host, ordered)?;
         }
     }
     Ok(())
 }
 
-struct DueHost {
-    name: String,
-    attempt: u32,
-}
-
-fn due_hosts(turn: &Turn<'_>) -> Vec<DueHost> {
+fn due_hosts(turn: &Turn<'_>) -> Vec<String> {
     let state = turn.engine.view.read();
     state
         .hosts
@@ -53,21 +48,37 @@ fn due_hosts(turn: &Turn<'_>) -> Vec<DueHost> {
                 && turn.engine.presence.connected(name)
         })
         .take(HOSTS)
-        .map(|(name, host)| DueHost { name: name.to_string(), attempt: host.failed_renewals })
+        .map(|(name, _)| name.to_string())
         .collect()
 }
 
-async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
+async fn order_host(turn: &Turn<'_>, host: &str) -> Result<(), StoreError> {
     let store = &turn.engine.store;
-    let host = &due.name;
     let renewals = store.range::<Batch>(&keys::renewals_of(host)).await?;
+    let renewing = keys::renewing(host);
+    let named = store.get::<OpenBatch>(&renewing).await?;
+    let name = |key: &str| OpenBatch { host: host.to_owned(), batch: last(key).to_owned() };
+    if let Some((key, open)) = renewals.iter().find(|(_, batch)| batch.value.finished_at == 0) {
+        if named.is_some_and(|named| named.value == name(key)) {
+            // The projection will know in a moment.
+            return Ok(());
+        }
+        // Nobody would ever find it.
+        let commit = Commit::new().lease(turn.lease).at(key, open.revision).put(key, &open.value);
+        return turn.commit_unless_moved(commit.put(&renewing, &name(key))).await.map(drop);
+    }
+    let finished = renewals;
+    let newest = finished.iter().max_by_key(|(key, _)| renewal::number(last(key)));
+    let (attempt, not_before) = renewal::next_try(newest.map(|(_, batch)| &batch.value));
+    if not_before > turn.now {
+        turn.engine.view.renewals_wait(host, not_before);
+        return Ok(());
+    }
     // What a rotation will do is not done twice.
     let rotations =
         super::open_batches(turn, host, |rotation| !rotation.is_empty() && turn.is_live(rotation)).await?;
-    let open: BTreeSet<&str> = renewals
+    let open: BTreeSet<&str> = rotations
         .iter()
-        .chain(&rotations)
-        .filter(|(_, batch)| batch.value.finished_at == 0)
         .flat_map(|(_, batch)| &batch.value.targets)
         .map(|target| target.installation.as_str())
         .collect();
@@ -88,8 +99,6 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     if targets.is_empty() {
         return Ok(());
     }
-    let finished: Vec<&(String, crate::store::Versioned<Batch>)> =
-        renewals.iter().filter(|(_, batch)| batch.value.finished_at != 0).collect();
     let number = finished.iter().map(|(key, _)| renewal::number(last(key))).max().unwrap_or(0) + 1;
     // A host that was removed and came back still knows the names it had: none comes again.
     let number = number.max(u64::try_from(turn.now).unwrap_or(0));
@@ -97,12 +106,18 @@ async fn order_host(turn: &Turn<'_>, due: &DueHost) -> Result<(), StoreError> {
     let record = Batch {
         targets,
         created_at: turn.now,
-        attempt: due.attempt,
+        attempt,
         on_failure: OnFailure::Rollback.into(),
         ..Batch::default()
     };
     tracing::info!(%host, targets = record.targets.len(), "renewal ordered");
-    let mut commit = Commit::new().lease(turn.lease).absent(&key).put(&key, &record);
+    // One at a time, and found again without a look at those that are finished.
+    let mut commit =
+        Commit::new().lease(turn.lease).absent(&key).put(&key, &record).put(&renewing, &name(&key));
+    commit = match &named {
+        Some(named) => commit.at(&renewing, named.revision),
+        None => commit.absent(&renewing),
+    };
     for (old, batch) in finished.iter().take(finished.len().saturating_sub(KEEP)).take(8) {
         let issued = store.range::<crate::store::record::Issued>(&keys::issued_of(host, last(old))).await?;
         // A batch goes with all that was issued for it, or stays until the next time.

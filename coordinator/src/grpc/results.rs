@@ -125,6 +125,7 @@ impl Results {
             // Removed long ago: the agent may forget it too.
             let Some(Versioned { value: batch, revision }) = record else { return Ok(Taken::Nothing) };
             let before = ends(&batch);
+            let renewed = batch.finished_at == 0 && keys::rotation_of(&result.batch).is_none();
             let fingerprints = match &issued {
                 Some(issued) if claims(&payload).all(|proof| issued.has(proof)) => issued,
                 _ => &self.issued(host, &result.batch).await?,
@@ -144,6 +145,9 @@ impl Results {
                     Err(error) if error.code() == Code::Aborted => continue,
                     Err(error) => return Err(error),
                 }
+            }
+            if renewed {
+                commit = commit.delete(keys::renewing(host));
             }
             match self.store.commit(commit.at(&key, revision).put(&key, &finished)).await {
                 Ok(_) => {
@@ -175,8 +179,8 @@ impl Results {
     }
 
     /// Fails what is open in a batch whose result cannot be taken.
-    async fn give_up(&self, host: &str, batch: &str, why: &str) -> Result<(), Status> {
-        let key = keys::batch(host, batch);
+    async fn give_up(&self, host: &str, batch_name: &str, why: &str) -> Result<(), Status> {
+        let key = keys::batch(host, batch_name);
         let Some(record) = self.store.get::<Batch>(&key).await.map_err(|error| status(&error))? else {
             return Ok(());
         };
@@ -193,10 +197,11 @@ impl Results {
             }
         }
         batch.finished_at = (self.now)();
-        self.store
-            .commit(Commit::new().at(&key, revision).put(&key, &batch))
-            .await
-            .map_err(|error| status(&error))?;
+        let mut commit = Commit::new().at(&key, revision).put(&key, &batch);
+        if keys::rotation_of(batch_name).is_none() {
+            commit = commit.delete(keys::renewing(host));
+        }
+        self.store.commit(commit).await.map_err(|error| status(&error))?;
         self.metrics.finished(&before, &batch);
         Ok(())
     }

@@ -36,6 +36,8 @@ pub const OUTCOMES: &str = "outcome/";
 pub const BATCHES: &str = "batch/";
 /// Prefix of every [`batch`] of a planned renewal.
 pub const RENEWALS: &str = "renewal/";
+/// Prefix of [`renewing`].
+pub const RENEWING: &str = "renewing/";
 /// Prefix of every [`issued`].
 pub const ISSUED: &str = "issued/";
 /// Prefix of the audit chains.
@@ -115,6 +117,11 @@ pub fn batches_on(host: &str, rotation: &str) -> String {
 /// Prefix of a host's planned renewals.
 pub fn renewals_of(host: &str) -> String {
     format!("{RENEWALS}{host}/")
+}
+
+/// The renewal of a host that is not finished, if there is one: [`super::record::OpenBatch`].
+pub fn renewing(host: &str) -> String {
+    format!("{RENEWING}{host}")
 }
 
 /// Host and name of the batch under a key; `None` for other keys.

@@ -392,7 +392,7 @@ pub struct OutcomeWave {
     pub failed: u32,
 }
 
-/// A batch by its name.
+/// A batch by its name: one that is not finished.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct OpenBatch {
     /// Its host.

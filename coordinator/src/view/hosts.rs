@@ -26,12 +26,8 @@ pub struct HostView {
     pub open: Vec<OpenBatch>,
     /// When its newest result arrived.
     pub last_finished: i64,
-    /// Renewals wait until then after a failure.
+    /// Renewals wait until then after a failure, as far as somebody has looked.
     pub renewals_after: i64,
-    /// Failed renewals in a row.
-    pub failed_renewals: u32,
-    /// Number of the newest finished renewal: an older one whose proof comes late changes no pause.
-    pub newest_renewal: u64,
 }
 
 /// An issuer as the certificates of a host show it.
@@ -72,8 +68,6 @@ impl Default for HostView {
             open: Vec::new(),
             last_finished: 0,
             renewals_after: 0,
-            failed_renewals: 0,
-            newest_renewal: 0,
         }
     }
 }

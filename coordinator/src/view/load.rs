@@ -1,8 +1,8 @@
 //! How the projection reads the store: whole at start, one rotation when it has to be.
 //!
-//! Of a rotation that has ended the outcome on record is read, not its batches:
-//! how long a start takes, and what it leaves in memory, does not grow with
-//! every rotation there ever was.
+//! Of a rotation that has ended the outcome on record is read, not its batches;
+//! of renewals those that are not finished: how long a start takes, and what it
+//! leaves in memory, does not grow with all that was ever done.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 use super::refresh::{inventory, settle, take_authority, take_batch, take_rotation};
 use super::{RotationView, State, View, rotation_number};
 use crate::store::outline::BatchOutline;
-use crate::store::record::{Authority, Counter, Host, Outcome, Rotation};
+use crate::store::record::{Authority, Counter, Host, OpenBatch, Outcome, Rotation};
 use crate::store::{Store, StoreError, Versioned, keys};
 
 /// Batches read at once.
@@ -37,7 +37,11 @@ impl View {
                 host.take_inventory(name, revision, &chunks);
             }
         }
-        take_batches(&mut state, store, keys::RENEWALS).await?;
+        for (key, open) in store.range::<OpenBatch>(keys::RENEWING).await? {
+            let batch = keys::batch(key.trim_start_matches(keys::RENEWING), &open.value.batch);
+            let record = store.get::<BatchOutline>(&batch).await?;
+            take_batch(&mut state, &batch, record.as_ref().map(|record| &record.value));
+        }
         let last = last.map_or(0, |last| last.value.value);
         load_rotations(&mut state, store, last).await?;
         state.seen = seen;

@@ -129,6 +129,15 @@ impl View {
         self.0.moved.lock().unwrap_or_else(PoisonError::into_inner).extend(hosts);
     }
 
+    /// Notes that renewals of a host wait until then.
+    pub fn renewals_wait(&self, host: &str, until: i64) {
+        self.write(|state| {
+            if let Some(host) = state.hosts.get_mut(host) {
+                host.renewals_after = until;
+            }
+        });
+    }
+
     /// Takes an agent's word on how far targets of a batch are, for display only.
     pub fn progress(&self, host: &str, batch: &str, rotation: u64, targets: Vec<(Box<str>, TargetState)>) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);

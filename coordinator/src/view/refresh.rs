@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::batches::{BatchView, RotationView};
 use super::hosts::OpenBatch;
 use super::{State, View, rotation_number};
-use crate::domain::{renewal, target};
 use crate::issuance::builtin::issuer_key;
 use crate::store::outline::{BatchOutline, InventoryOutline};
 use crate::store::record::{Authority, Host, Outcome, Rotation};
@@ -282,14 +281,8 @@ pub(super) fn take_batch(state: &mut State, key: &str, record: Option<&BatchOutl
             rotation.put(name.clone(), batch, BatchView::of(record));
             settle(state, number);
         }
-        None if finished && renewal::number(batch) >= host.newest_renewal => {
-            host.newest_renewal = renewal::number(batch);
-            let failed = record.targets.iter().any(|target| target::is_failure(target.state()));
-            host.failed_renewals = if failed { record.attempt + 1 } else { 0 };
-            host.renewals_after =
-                if failed { record.finished_at + renewal::pause(record.attempt + 1) } else { 0 };
-        }
-        // Under way, or older than what counts.
+        // Whether it failed, and how long to wait then, is looked up when something is due.
+        None if finished => host.renewals_after = 0,
         None => {}
     }
     (was_open.is_none() && !finished).then_some(name)

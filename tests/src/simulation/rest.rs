@@ -226,8 +226,8 @@ async fn compared(up: &Up) -> Vec<String> {
     };
     // A host that was removed leaves an empty place.
     let hosts = |view: &State| -> Vec<(Arc<str>, HostView)> {
-        // Results of rotations that have ended are not looked at again: patience begins anew.
-        let plain = |host: &HostView| HostView { last_finished: 0, ..host.clone() };
+        // What is finished is not looked at again by itself: patience begins anew.
+        let plain = |host: &HostView| HostView { last_finished: 0, renewals_after: 0, ..host.clone() };
         let hosts = view.hosts.iter().map(|(name, host)| (name.clone(), plain(host)));
         hosts.filter(|(_, host)| host.state.is_some() || !host.open.is_empty()).collect()
     };

@@ -202,6 +202,7 @@ impl OperatorService {
         let chunks = self.store.range::<Inventory>(&keys::inventory_of(host)).await;
         let mut gone: Vec<String> =
             chunks.map_err(|error| status(&error))?.into_iter().map(|(key, _)| key).collect();
+        gone.push(keys::renewing(host));
         let renewals = self.store.range::<Batch>(&keys::renewals_of(host)).await;
         for (key, batch) in renewals.map_err(|error| status(&error))? {
             if batch.value.finished_at == 0 {
