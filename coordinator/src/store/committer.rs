@@ -25,9 +25,11 @@ const MEMBERS: usize = 2048;
 const BYTES: usize = 8 * 1024 * 1024;
 /// How long a group gathers for each member of the one before it, and at most:
 /// the busier the store, the more a flush is shared.
-const WINDOW_EACH: Duration = Duration::from_micros(500);
-const WINDOW: Duration = Duration::from_millis(10);
-/// How often in a window it looks whether all of the last group are back.
+const WINDOW_EACH: Duration = Duration::from_millis(3);
+const WINDOW: Duration = Duration::from_millis(30);
+/// A group of so many, when it is no smaller than the one before, waits for no more.
+const ENOUGH: usize = 16;
+/// How often in a window it looks whether they are there.
 const LOOKS: u32 = 5;
 
 type Answer = Result<u64, StoreError>;
@@ -163,9 +165,8 @@ impl Groups {
         if self.last > 1 {
             let begun = Instant::now();
             let window = WINDOW.min(WINDOW_EACH * u32::try_from(self.last).unwrap_or(u32::MAX));
-            while self.waiting.len() + self.requests.len() < self.last.min(MEMBERS)
-                && begun.elapsed() < window
-            {
+            let enough = self.last.clamp(ENOUGH, MEMBERS);
+            while self.waiting.len() + self.requests.len() < enough && begun.elapsed() < window {
                 thread::sleep(window / LOOKS);
             }
         }
