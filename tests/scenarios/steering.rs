@@ -4,8 +4,8 @@
 use anyhow::{Context as _, Result, ensure};
 use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::{
-    ControlRotationRequest, CsrBatch, ExcludeHostRequest, Order, PaceRotationRequest, PlanRequest, Rotation,
-    RotationAction, RotationState, TargetState,
+    ControlRotationRequest, CsrBatch, ExcludeHostRequest, ListRotationsRequest, Order, PaceRotationRequest,
+    PlanRequest, Rotation, RotationAction, RotationState, TargetState,
 };
 use reseal_tests::process::run;
 use reseal_tests::wire::ask::{as_released, audit, from_a, of_hosts, runtime, shown};
@@ -170,6 +170,49 @@ fn what_was_renewed_since_is_not_waited_for() -> Result<()> {
             "{ended:?}"
         );
         ensure!(ended.unserved.iter().all(|row| row.next.contains("rotate its name once more")), "{ended:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_ended_rotation_is_what_it_was_after_a_restart_and_takes_what_comes_late() -> Result<()> {
+    runtime().block_on(async {
+        let (mut coordinator, mut hosts) = fleet(&["h1", "h2", "h3"]).await?;
+        let mut operator = coordinator.operator().await?;
+        let id = operator.rotate(of_hosts("h*", "1,2,100%", 1)).await?.into_inner().id;
+        let (first, session) = &mut hosts[0];
+        first.serve(session).await?;
+        let (second, session) = &mut hosts[1];
+        let order = session.next_that(an_order).await?;
+        second.obtain(session, &order).await?;
+        let abort = ControlRotationRequest {
+            id: id.clone(),
+            action: RotationAction::Abort.into(),
+            reason: "test".into(),
+            ..ControlRotationRequest::default()
+        };
+        operator.control_rotation(abort).await?;
+        let before = shown(&operator, &id, 20, |shown| shown.state() == RotationState::Aborted).await?;
+        ensure!(number(&before, TargetState::Verified) == 1 && before.hosts == 3, "{before:?}");
+        ensure!(before.targets.values().sum::<u32>() == 3 && before.waves.len() == 3, "{before:?}");
+
+        // The first start may find nothing but the batches, the second finds what the first has put on record.
+        for start in 1..=2 {
+            coordinator.kill();
+            coordinator.run(&[])?;
+            operator = coordinator.operator().await?;
+            let after = shown(&operator, &id, 20, |_| true).await?;
+            let listed = operator.list_rotations(ListRotationsRequest {}).await?.into_inner().rotations;
+            for after in [&after, &listed[0]] {
+                let same = (&after.targets, &after.waves, after.hosts)
+                    == (&before.targets, &before.waves, before.hosts);
+                ensure!(same, "start {start}: {before:?} became {after:?}");
+            }
+        }
+        let (second, _) = &hosts[1];
+        let mut session = second.connect().await?;
+        second.report(&mut session, &order, TargetState::Verified).await?;
+        shown(&operator, &id, 20, |shown| number(shown, TargetState::Verified) == 2).await?;
         Ok(())
     })
 }
