@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::engine::{Engine, LEASE};
     use crate::metrics::Metrics;
-    use crate::store::record::{Host, HostState, Target};
+    use crate::store::record::{Host, HostState, OpenBatch, Target};
     use crate::store::simulated::{Disk, Simulated};
     use crate::store::{Presence, Store};
     use crate::view::View;
@@ -103,7 +103,9 @@ mod tests {
         let target = Target { installation: "/a".into(), state, ..Target::default() };
         let batch = Batch { targets: vec![target], created_at: 1_000, ..Batch::default() };
         let host = Host { state: HostState::Enrolled.into(), ..Host::default() };
-        store.commit(Commit::new().put(keys::host("h1"), &host).put(&key, &batch)).await.unwrap();
+        let open = OpenBatch { host: "h1".into(), batch: "n1-1".into() };
+        let commit = Commit::new().put(keys::host("h1"), &host).put(&key, &batch);
+        store.commit(commit.put(keys::renewing("h1"), &open)).await.unwrap();
         let view = View::default();
         view.load(&store).await.unwrap();
         let presence = Presence::new(1);
@@ -124,6 +126,8 @@ mod tests {
         let batch = engine.store.get::<Batch>(&key).await.unwrap().unwrap().value;
         let failure = batch.targets[0].failure.clone();
         assert_eq!(batch.finished_at != 0, failure.is_some());
+        let open = engine.store.get::<OpenBatch>(&keys::renewing("h1")).await.unwrap();
+        assert_eq!(open.is_none(), failure.is_some(), "the next one may be ordered");
         assert_eq!(batch.targets[0].state() == TargetState::Failed, failure.is_some());
         failure
     }
