@@ -105,7 +105,7 @@ pub fn rotation_of(batch: &str) -> Option<&str> {
 }
 
 /// Prefix of a rotation's batches.
-pub fn batches_of(rotation: &str) -> String {
+pub fn batches_in(rotation: &str) -> String {
     format!("{BATCHES}{rotation}/")
 }
 
@@ -162,8 +162,8 @@ mod tests {
     #[test]
     fn a_batch_lies_with_its_rotation_and_a_renewal_with_its_host() {
         let key = batch("web-1", "r12.0-5");
-        assert!(key.starts_with(&batches_of("r12")) && key.starts_with(&batches_on("web-1", "r12")));
-        assert!(!key.starts_with(&batches_of("r1")), "{key}");
+        assert!(key.starts_with(&batches_in("r12")) && key.starts_with(&batches_on("web-1", "r12")));
+        assert!(!key.starts_with(&batches_in("r1")), "{key}");
         assert_eq!(host_and_batch(&key), Some(("web-1", "r12.0-5")));
         let key = batch("web-1", "n1795507665-5");
         assert!(key.starts_with(&renewals_of("web-1")));

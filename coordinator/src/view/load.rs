@@ -62,7 +62,7 @@ impl View {
         let mut batches = Vec::new();
         loop {
             let after = batches.last().map(|(key, _): &(String, _)| key.as_str());
-            let page = store.page::<BatchOutline>(&keys::batches_of(&id), after, PAGE).await?;
+            let page = store.page::<BatchOutline>(&keys::batches_in(&id), after, PAGE).await?;
             let full = page.len() == PAGE;
             batches.extend(page);
             if !full {
@@ -108,7 +108,7 @@ async fn load_rotations(state: &mut State, store: &Store, last: u64) -> Result<(
                     take_batch(state, &key, batch.as_ref().map(|batch| &batch.value));
                 }
             }
-            None => take_batches(state, store, &keys::batches_of(&id)).await?,
+            None => take_batches(state, store, &keys::batches_in(&id)).await?,
         }
         let Some(Versioned { value, revision }) = record else { continue };
         take_rotation(state, &keys::rotation(&id), Some((value, revision)));

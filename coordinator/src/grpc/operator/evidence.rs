@@ -98,7 +98,7 @@ impl OperatorService {
     async fn proofs(&self, id: &str) -> Result<(Vec<BatchRecord>, Residual), Status> {
         let mut records = Vec::new();
         let mut residual = Residual::default();
-        let batches = self.store.range::<Batch>(&keys::batches_of(id)).await;
+        let batches = self.store.range::<Batch>(&keys::batches_in(id)).await;
         for (key, batch) in batches.map_err(|error| status(&error))? {
             let Some((host, name)) = keys::host_and_batch(&key) else { continue };
             let (host, name, batch) = (host.to_owned(), name.to_owned(), batch.value);

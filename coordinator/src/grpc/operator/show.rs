@@ -105,7 +105,7 @@ impl OperatorService {
         if !shown.targets.keys().filter_map(state).any(is_worth_a_row) {
             return Ok(suspects);
         }
-        let prefix = keys::batches_of(&shown.id);
+        let prefix = keys::batches_in(&shown.id);
         let mut after: Option<String> = None;
         loop {
             let page = self.store.page::<BatchOutline>(&prefix, after.as_deref(), PAGE).await;
