@@ -85,7 +85,9 @@ impl Endpoints {
         let mut due = Vec::new();
         for listener in listening.into_iter().take(MOST_PORTS) {
             let Some(container) = containers.get(listener.container) else { continue };
-            if settings.skip_ports.contains(&listener.port) {
+            let mut declared = container.declared.certificates.iter().flat_map(|one| &one.verify);
+            // What is declared is looked at by whoever verifies it.
+            if settings.skip_ports.contains(&listener.port) || declared.any(|one| one.port == listener.port) {
                 continue;
             }
             let key = (container.id.clone(), listener.port);
