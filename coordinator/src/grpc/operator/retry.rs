@@ -41,6 +41,16 @@ pub(super) struct Left {
     pub(super) unmanaged: usize,
 }
 
+/// What else is on record of a host.
+struct Here<'a> {
+    /// The rotation's batches there.
+    own: &'a [(String, Versioned<Batch>)],
+    /// Installations that another open rotation works on.
+    elsewhere: &'a BTreeSet<String>,
+    /// Installations that nobody looks after.
+    discovered: &'a BTreeSet<&'a str>,
+}
+
 impl Left {
     fn and(self, other: Self) -> Self {
         Self { busy: self.busy + other.busy, unmanaged: self.unmanaged + other.unmanaged }
@@ -91,7 +101,8 @@ impl OperatorService {
             let own = self.store.range::<Batch>(&keys::batches_on(host, retry.id)).await;
             let own = own.map_err(|error| status(&error))?;
             let elsewhere = self.elsewhere(retry.id, host).await?;
-            left = left.and(self.retry_batch(retry, host, batch, (&own, &elsewhere, &discovered)).await?);
+            let here = Here { own: &own, elsewhere: &elsewhere, discovered: &discovered };
+            left = left.and(self.retry_batch(retry, host, batch, &here).await?);
         }
         Ok(left)
     }
@@ -118,16 +129,18 @@ impl OperatorService {
         retry: &Retry<'_>,
         host: &str,
         batch: &str,
-        (own, elsewhere, discovered): (&[(String, Versioned<Batch>)], &BTreeSet<String>, &BTreeSet<&str>),
+        here: &Here<'_>,
     ) -> Result<Left, Status> {
         let key = keys::batch(host, batch);
-        let Some((_, old)) = own.iter().find(|(name, _)| *name == key) else { return Ok(Left::default()) };
+        let Some((_, old)) = here.own.iter().find(|(name, _)| *name == key) else {
+            return Ok(Left::default());
+        };
         let mut record = old.value.clone();
         let meant = record.targets.iter_mut().filter(|t| !t.superseded && retry.means(t.state()));
         let (busy, meant): (Vec<_>, Vec<_>) =
-            meant.partition(|target| elsewhere.contains(&target.installation));
+            meant.partition(|target| here.elsewhere.contains(&target.installation));
         let (unmanaged, meant): (Vec<_>, Vec<_>) =
-            meant.into_iter().partition(|target| discovered.contains(target.installation.as_str()));
+            meant.into_iter().partition(|target| here.discovered.contains(target.installation.as_str()));
         let left = Left { busy: busy.len(), unmanaged: unmanaged.len() };
         if meant.is_empty() {
             return Ok(left);
@@ -153,7 +166,7 @@ impl OperatorService {
             on_failure: retry.rotation.on_failure,
             ..Batch::default()
         };
-        let next_key = keys::batch(host, &target::batch_name(retry.id, own.len(), self.store.epoch()));
+        let next_key = keys::batch(host, &target::batch_name(retry.id, here.own.len(), self.store.epoch()));
         let commit =
             Commit::new().at(&key, old.revision).put(&key, &record).absent(&next_key).put(&next_key, &next);
         self.store.commit(commit).await.map_err(|error| status(&error))?;
