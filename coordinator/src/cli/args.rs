@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::output::Format;
-use super::{audit, authority, certs, exit, host, operator, policy, rotation, server, trust};
+use super::{audit, authority, certs, exit, findings, host, operator, policy, rotation, server, trust};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().effects(Effects::BOLD))
@@ -83,7 +83,7 @@ pub(crate) enum Command {
     /// Every certificate of the fleet, where it is and who uses it. Changes nothing
     Certs(certs::CertsArgs),
     /// What is wrong on the hosts, as their agents saw it. Changes nothing
-    Findings(certs::FindingsArgs),
+    Findings(findings::FindingsArgs),
     /// The blast radius of a rotation. Changes nothing
     Plan(rotation::plan::PlanArgs),
     /// Move certificates to new ones, in waves, each gated on verified success

@@ -214,6 +214,7 @@ macro_rules! methods {
 
 impl Operator for Player {
     type ListCertificatesStream = Items<v1::CertificateRow>;
+    type ListFindingsStream = Items<v1::HostFinding>;
     type WatchRotationStream = Items<Rotation>;
     type EvidenceStream = Items<v1::Chunk>;
     type ListAuditStream = Items<v1::AuditEntry>;
@@ -227,7 +228,8 @@ impl Operator for Player {
         ban_host(v1::BanHostRequest) -> v1::Done;
         remove_host(v1::HostRequest) -> v1::Done;
         list_certificates(v1::ListCertificatesRequest) -> Items<v1::CertificateRow>;
-        list_findings(v1::ListFindingsRequest) -> v1::ListFindingsReply;
+        show_certificate(v1::ShowCertificateRequest) -> v1::ShowCertificateReply;
+        list_findings(v1::ListFindingsRequest) -> Items<v1::HostFinding>;
         set_policy(v1::Policy) -> v1::Done;
         remove_policy(v1::RemovePolicyRequest) -> v1::Done;
         list_policies(v1::ListPoliciesRequest) -> v1::ListPoliciesReply;

@@ -4,14 +4,12 @@ use clap::Subcommand;
 use reseal_proto::v1;
 
 use super::Context;
-use super::certs;
 use super::client::request;
 use super::exit::{CliError, Exit};
-use super::output::Column;
 use super::output::text::{Piece, Text};
-use super::selection;
-use super::view::{HostDetailView, HostView, InstallationView};
-use super::when;
+use super::output::{Column, Format};
+use super::view::{self, EndpointView, HostDetailView, HostView, InstallationView};
+use super::{certs, findings, selection, when};
 
 /// Docker hosts.
 #[derive(Subcommand, Debug)]
@@ -36,7 +34,8 @@ pub(crate) enum HostCommand {
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = selection::label)]
         labels: Vec<(String, String)>,
     },
-    /// One host: its installations, consumers, endpoints and findings. Changes nothing
+    /// One host on one page: who it is, what is managed and what was found, what is wrong. Changes nothing
+    #[command(after_help = "With --output csv: its installations, one a line.")]
     Show {
         /// Name of the host
         name: String,
@@ -78,23 +77,82 @@ const COLUMNS: [Column<HostView>; 8] = [
     ("LABELS", |host| Piece::dim(label_text(host))),
 ];
 
-const INSTALLATION_COLUMNS: [Column<InstallationView>; 6] = [
+/// What Reseal looks after.
+const MANAGED: [Column<InstallationView>; 6] = [
     ("INSTALLATION", |row| Piece::bold(&row.label)),
-    ("NAMES", |row| Piece::plain(row.names.join(" "))),
+    ("NAMES", |row| Piece::plain(view::few(names(row), 2))),
     ("EXPIRES", |row| certs::expiry(row.certificate.as_ref().map(|c| c.not_after_seconds))),
-    ("CONSUMERS", |row| {
-        let text = row.consumers.iter().map(|consumer| {
-            let stopped = if consumer.running { "" } else { " (stopped)" };
-            format!("{}{stopped} {}", consumer.container, consumer.reload)
-        });
-        Piece::plain(text.collect::<Vec<_>>().join(", "))
-    }),
-    ("ENDPOINTS", |row| {
-        let text = row.endpoints.iter().map(|endpoint| endpoint.address.clone());
-        Piece::plain(text.collect::<Vec<_>>().join(" "))
-    }),
-    ("FILE", |row| Piece::dim(&row.id)),
+    ("BY", |row| Piece::plain(row.management)),
+    ("CONSUMERS", |row| Piece::plain(view::few(&consumers(row), 3))),
+    ("WHERE", |row| Piece::dim(&row.id)),
 ];
+
+/// What was found.
+const DISCOVERED: [Column<InstallationView>; 6] = [
+    ("CERTIFICATE", |row| Piece::bold(&row.label)),
+    ("NAMES", |row| Piece::plain(view::few(names(row), 2))),
+    ("EXPIRES", |row| certs::expiry(row.certificate.as_ref().map(|c| c.not_after_seconds))),
+    ("ADOPT", |row| match &row.inference {
+        Some(inference) if inference.obstacles.is_empty() => Piece::good("yes"),
+        Some(inference) => Piece::plain(format!("no: {}", inference.obstacles[0])),
+        None => Piece::plain("-"),
+    }),
+    ("CONSUMERS", |row| Piece::plain(view::few(&consumers(row), 3))),
+    ("WHERE", |row| Piece::dim(&row.id)),
+];
+
+/// An endpoint, and what is known of it.
+struct Served {
+    address: String,
+    sni: String,
+    from: String,
+    installation: String,
+    /// What it serves, compared with the file.
+    serves: Piece,
+}
+
+impl Served {
+    fn new(endpoint: &EndpointView, of: &InstallationView) -> Self {
+        let file = of.certificate.as_ref().map(|certificate| certificate.fingerprint.as_str());
+        Self {
+            address: endpoint.shown(),
+            sni: if endpoint.sni.is_empty() { "-".into() } else { endpoint.sni.clone() },
+            from: endpoint.within.clone().unwrap_or_else(|| "host".into()),
+            installation: of.label.clone(),
+            serves: match endpoint.served.as_deref() {
+                None => Piece::dim("not looked at"),
+                served if served == file => Piece::good("this certificate"),
+                served => Piece::bad(format!("another: {}", view::short(served))),
+            },
+        }
+    }
+}
+
+const ENDPOINTS: [Column<Served>; 5] = [
+    ("ENDPOINT", |row| Piece::bold(&row.address)),
+    ("NAME", |row| Piece::plain(&row.sni)),
+    ("FROM", |row| Piece::plain(&row.from)),
+    ("INSTALLATION", |row| Piece::plain(&row.installation)),
+    ("SERVES", |row| row.serves.clone()),
+];
+
+fn names(row: &InstallationView) -> &[String] {
+    match &row.certificate {
+        Some(certificate) if !certificate.names.is_empty() => &certificate.names,
+        Some(_) | None => &row.names,
+    }
+}
+
+fn consumers(row: &InstallationView) -> Vec<String> {
+    let consumers = row.consumers.iter().map(|consumer| {
+        let stopped = if consumer.running { "" } else { " (stopped)" };
+        match consumer.reload.as_str() {
+            "" => format!("{}{stopped}", consumer.container),
+            reload => format!("{}{stopped} {reload}", consumer.container),
+        }
+    });
+    consumers.collect()
+}
 
 /// Runs one of the commands.
 pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit, CliError> {
@@ -150,9 +208,9 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
             let reply = client.rpc.show_host(request(message)).await?.into_inner();
             let view = HostDetailView::from(reply);
             match context.out.format {
-                super::output::Format::Csv => context.out.list(
+                Format::Csv => context.out.list(
                     &view.installations,
-                    &INSTALLATION_COLUMNS,
+                    &MANAGED,
                     &[
                         "id",
                         "label",
@@ -161,6 +219,8 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
                         "key_type",
                         "issuer",
                         "layout",
+                        "management",
+                        "origin",
                         "certificate.fingerprint",
                         "certificate.serial",
                         "certificate.issuer",
@@ -168,9 +228,7 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
                     ],
                     "",
                 )?,
-                super::output::Format::Table | super::output::Format::Json => {
-                    context.out.one(&view, &[], || text(&view))?;
-                }
+                Format::Table | Format::Json => context.out.one(&view, &[], || text(&view))?,
             }
         }
         HostCommand::Ban { name, reason } => {
@@ -213,16 +271,38 @@ fn text(view: &HostDetailView) -> Text {
             },
         )
         .fact_piece("Banned because", Piece::bad(host.ban_reason.as_deref().unwrap_or_default()));
-    text = text.heading(format!("Installations ({})", view.installations.len()));
-    text = if view.installations.is_empty() {
-        text.line("none: label a container with reseal.enable=true and reseal.cert.<name>...")
-    } else {
-        text.table(&view.installations, &INSTALLATION_COLUMNS)
+    let of = |management: &str, origin: &str| -> Vec<&InstallationView> {
+        let is = |row: &&InstallationView| match management {
+            "discovered" => row.management == "discovered" && row.origin == origin,
+            _ => row.management != "discovered",
+        };
+        view.installations.iter().filter(is).collect()
     };
-    if !view.findings.is_empty() {
-        text = text
-            .heading(format!("Findings ({})", view.findings.len()))
-            .table(&view.findings, &certs::FINDING_COLUMNS[1..]);
+    let managed = of("", "");
+    text = text.heading(format!("Managed ({})", managed.len()));
+    text = if managed.is_empty() {
+        text.line(
+            "none: label a container with reseal.enable=true and reseal.cert.<name>..., or reseal adopt",
+        )
+    } else {
+        text.table_of(&managed, &MANAGED)
+    };
+    for (title, origin) in [
+        ("Discovered, managed by nobody", "file"),
+        ("Built into images", "image"),
+        ("Seen at endpoints only", "endpoint"),
+    ] {
+        let rows = of("discovered", origin);
+        if !rows.is_empty() {
+            text = text.heading(format!("{title} ({})", rows.len())).table_of(&rows, &DISCOVERED);
+        }
     }
-    text
+    let served = |of: &InstallationView| {
+        of.endpoints.iter().map(|endpoint| Served::new(endpoint, of)).collect::<Vec<Served>>()
+    };
+    let endpoints: Vec<Served> = view.installations.iter().flat_map(served).collect();
+    if !endpoints.is_empty() {
+        text = text.heading(format!("Endpoints ({})", endpoints.len())).table(&endpoints, &ENDPOINTS);
+    }
+    if view.findings.is_empty() { text } else { text.then(findings::section(&view.findings, false)) }
 }

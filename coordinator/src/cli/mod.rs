@@ -7,7 +7,7 @@
 //! - `file`: what the CLI writes for the operator.
 //! - `selection`, `when`: what operators write: installations, times, durations.
 //! - `view`, `output`: what programs and people get.
-//! - `server`, `status`, `operator`, `policy`, `host`, `certs`, `authority`,
+//! - `server`, `status`, `operator`, `policy`, `host`, `certs`, `findings`, `authority`,
 //!   `trust`, `audit`: one module per noun.
 //! - `rotation`: plan, rotate, watch, control, evidence: the incident.
 //!
@@ -24,6 +24,7 @@ pub(crate) mod exit;
 #[cfg(test)]
 mod fake;
 pub(crate) mod file;
+mod findings;
 mod host;
 mod operator;
 mod output;
@@ -124,7 +125,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError>
         Command::Policy(command) => policy::run(context, command).await,
         Command::Host(command) => host::run(context, command).await,
         Command::Certs(args) => certs::run(context, args).await,
-        Command::Findings(args) => certs::findings(context, args).await,
+        Command::Findings(args) => findings::run(context, args).await,
         Command::Plan(args) => rotation::plan::run(context, args).await,
         Command::Rotate(args) => rotation::rotate::run(context, args).await,
         Command::Rotation(command) => rotation::run(context, command).await,

@@ -5,6 +5,7 @@
 //! Commands build rows and lines; nothing else of the CLI writes to standard output.
 
 pub(crate) mod csv;
+mod rows;
 pub(crate) mod text;
 
 use std::io::{IsTerminal, Write};
@@ -13,6 +14,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::exit::CliError;
+use rows::Rows;
 use text::{Look, Piece, Text};
 
 /// How results are printed.
@@ -59,6 +61,12 @@ impl Output {
             Format::Table if rows.is_empty() => self.text(Text::new().line(empty)),
             Format::Table => self.text(Text::new().table(rows, columns)),
         }
+    }
+
+    /// Prints a list that comes row by row: programs get each row as it comes. `csv` as in
+    /// [`Output::list`].
+    pub(crate) fn rows<'a, T: Serialize>(&self, csv: &'a [&'a str]) -> Result<Rows<'a, T>, CliError> {
+        Rows::begin(*self, csv)
     }
 
     /// Prints one thing; `text` is asked only when a person reads.

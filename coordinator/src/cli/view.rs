@@ -25,6 +25,15 @@ pub(crate) fn short(hex: Option<&str>) -> &str {
     hex.map_or("-", |text| text.get(..16).unwrap_or(text))
 }
 
+/// The first few, and how many more.
+pub(crate) fn few<T: AsRef<str>>(all: &[T], shown: usize) -> String {
+    let mut text = all.iter().take(shown).map(AsRef::as_ref).collect::<Vec<&str>>().join(" ");
+    if all.len() > shown {
+        text.push_str(&format!(" +{}", all.len() - shown));
+    }
+    text
+}
+
 /// `None` for an empty text.
 pub(crate) fn text(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())

@@ -138,6 +138,7 @@ pub(crate) fn services(parts: Parts) -> (Routes, JoinHandle<()>) {
         starting: Arc::default(),
         watches: Arc::new(Semaphore::new(operator::WATCHES)),
         exports: Arc::new(Semaphore::new(operator::EXPORTS)),
+        sorts: Arc::new(Semaphore::new(operator::certificates::SORTED)),
         refusals: Arc::default(),
     };
     let routes = Routes::new(EnrolmentServer::new(enrolment).max_decoding_message_size(ENROL_MESSAGE))

@@ -11,12 +11,25 @@ use reseal_proto::facts::printable;
 
 /// Rows with these JSON fields as columns; a path such as "certificate.serial" reaches inside.
 pub(crate) fn render<T: Serialize>(rows: &[T], fields: &[&str]) -> Result<String, CliError> {
+    let mut out = header(fields);
+    for one in rows {
+        out.push_str(&row(one, fields)?);
+    }
+    Ok(out)
+}
+
+/// The first line: the names of the columns.
+pub(crate) fn header(fields: &[&str]) -> String {
     let mut out = String::new();
     line(&mut out, fields.iter().map(|field| (*field).to_owned()));
-    for row in rows {
-        let value = serde_json::to_value(row).map_err(|error| CliError::Other(error.into()))?;
-        line(&mut out, fields.iter().map(|field| flat(at(&value, field))));
-    }
+    out
+}
+
+/// One row.
+pub(crate) fn row<T: Serialize>(row: &T, fields: &[&str]) -> Result<String, CliError> {
+    let value = serde_json::to_value(row).map_err(|error| CliError::Other(error.into()))?;
+    let mut out = String::new();
+    line(&mut out, fields.iter().map(|field| flat(at(&value, field))));
     Ok(out)
 }
 

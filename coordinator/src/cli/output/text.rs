@@ -176,7 +176,12 @@ impl Text {
     }
 
     /// A table without borders.
-    pub(crate) fn table<T>(mut self, rows: &[T], columns: &[Column<T>]) -> Self {
+    pub(crate) fn table<T>(self, rows: &[T], columns: &[Column<T>]) -> Self {
+        self.table_of(&rows.iter().collect::<Vec<&T>>(), columns)
+    }
+
+    /// [`Text::table`] of rows that lie apart.
+    pub(crate) fn table_of<T>(mut self, rows: &[&T], columns: &[Column<T>]) -> Self {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
         table.set_header(columns.iter().map(|(title, _)| Piece::bold(title).cell()));

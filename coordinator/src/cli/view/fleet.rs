@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use reseal_proto::findings::{known, rank};
 use reseal_proto::v1;
 use serde::Serialize;
 
-use super::{hex, management, origin, text, usage};
+use super::{AuthorityView, hex, management, origin, text, usage};
 use crate::cli::when::rfc3339;
 
 /// A host.
@@ -70,6 +71,21 @@ pub(crate) struct InstallationView {
     pub(crate) consumers: Vec<ConsumerView>,
     pub(crate) endpoints: Vec<EndpointView>,
     pub(crate) certificate: Option<CertificateView>,
+    /// Discovered only: what adopting it would declare, or why it cannot be adopted.
+    pub(crate) inference: Option<InferenceView>,
+}
+
+/// What adopting would declare.
+#[derive(Serialize)]
+pub(crate) struct InferenceView {
+    pub(crate) decisions: Vec<String>,
+    pub(crate) obstacles: Vec<String>,
+}
+
+impl From<v1::Inference> for InferenceView {
+    fn from(inference: v1::Inference) -> Self {
+        Self { decisions: inference.decisions, obstacles: inference.obstacles }
+    }
 }
 
 impl From<v1::Installation> for InstallationView {
@@ -87,6 +103,7 @@ impl From<v1::Installation> for InstallationView {
             consumers: installation.consumers.into_iter().map(Into::into).collect(),
             endpoints: installation.endpoints.into_iter().map(Into::into).collect(),
             certificate: installation.certificate.map(Into::into),
+            inference: installation.inference.map(Into::into),
         }
     }
 }
@@ -99,6 +116,8 @@ pub(crate) struct ConsumerView {
     pub(crate) image: String,
     pub(crate) running: bool,
     pub(crate) reload: String,
+    /// The program that was recognised.
+    pub(crate) program: Option<String>,
 }
 
 impl From<v1::Consumer> for ConsumerView {
@@ -109,6 +128,7 @@ impl From<v1::Consumer> for ConsumerView {
             image: consumer.image,
             running: consumer.running,
             reload: consumer.reload,
+            program: text(&consumer.program),
         }
     }
 }
@@ -118,11 +138,32 @@ impl From<v1::Consumer> for ConsumerView {
 pub(crate) struct EndpointView {
     pub(crate) address: String,
     pub(crate) sni: String,
+    pub(crate) starttls: Option<String>,
+    /// The container from whose network it is dialled.
+    pub(crate) within: Option<String>,
+    /// Fingerprint of what was last seen there.
+    pub(crate) served: Option<String>,
+}
+
+impl EndpointView {
+    /// "10.0.0.1:443", for people; with what is spoken before TLS.
+    pub(crate) fn shown(&self) -> String {
+        match &self.starttls {
+            Some(protocol) => format!("{} ({protocol})", self.address),
+            None => self.address.clone(),
+        }
+    }
 }
 
 impl From<v1::Endpoint> for EndpointView {
     fn from(endpoint: v1::Endpoint) -> Self {
-        Self { address: endpoint.address, sni: endpoint.sni }
+        Self {
+            starttls: text(&endpoint.starttls),
+            within: text(&endpoint.within),
+            served: hex(&endpoint.served),
+            address: endpoint.address,
+            sni: endpoint.sni,
+        }
     }
 }
 
@@ -141,7 +182,17 @@ pub(crate) struct CertificateView {
     pub(crate) authority_key_id: Option<String>,
     pub(crate) issuer_spki_sha256: Option<String>,
     #[serde(skip)]
+    pub(crate) not_before_seconds: i64,
+    #[serde(skip)]
     pub(crate) not_after_seconds: i64,
+}
+
+impl CertificateView {
+    /// The common name of its issuer, or all of the name when it has none.
+    pub(crate) fn issuer_name(&self) -> &str {
+        let parts = self.issuer.split(", ");
+        parts.clone().find_map(|part| part.strip_prefix("CN=")).unwrap_or(&self.issuer)
+    }
 }
 
 impl From<v1::CertificateFacts> for CertificateView {
@@ -158,6 +209,7 @@ impl From<v1::CertificateFacts> for CertificateView {
             spki_sha256: hex(&facts.spki_sha256),
             authority_key_id: hex(&facts.authority_key_id),
             issuer_spki_sha256: hex(&facts.issuer_spki_sha256),
+            not_before_seconds: facts.not_before,
             not_after_seconds: facts.not_after,
         }
     }
@@ -189,6 +241,20 @@ impl CertificateRowView {
         self.installation.certificate.as_ref().map(|certificate| certificate.fingerprint.as_str())
     }
 
+    /// Names of what is there, or that are wanted there.
+    pub(crate) fn names(&self) -> &[String] {
+        match &self.installation.certificate {
+            Some(certificate) if !certificate.names.is_empty() => &certificate.names,
+            Some(_) | None => &self.installation.names,
+        }
+    }
+
+    /// The authority, or the common name of a foreign issuer.
+    pub(crate) fn issuer(&self) -> &str {
+        let stated = self.installation.certificate.as_ref().map(CertificateView::issuer_name);
+        self.authority.as_deref().or(stated).unwrap_or("-")
+    }
+
     /// End of what is on disk, seconds since the Unix epoch; 0 when there is nothing.
     pub(crate) fn not_after(&self) -> i64 {
         self.installation.certificate.as_ref().map_or(0, |certificate| certificate.not_after_seconds)
@@ -203,6 +269,8 @@ pub(crate) struct FindingView {
     pub(crate) severity: String,
     pub(crate) object: String,
     pub(crate) message: String,
+    /// What to do about findings of this kind.
+    pub(crate) remedy: Option<&'static str>,
 }
 
 impl FindingView {
@@ -210,10 +278,43 @@ impl FindingView {
     pub(crate) fn new(host: &str, finding: v1::Finding) -> Self {
         Self {
             host: host.to_owned(),
-            id: finding.id,
             severity: finding.severity,
+            remedy: known(&finding.id).map(|known| known.remedy),
             object: finding.object,
             message: finding.message,
+            id: finding.id,
+        }
+    }
+}
+
+impl From<v1::HostFinding> for FindingView {
+    fn from(row: v1::HostFinding) -> Self {
+        Self::new(&row.host, row.finding.unwrap_or_default())
+    }
+}
+
+/// One certificate with everything on record about it.
+#[derive(Serialize)]
+pub(crate) struct CertificateDetailView {
+    pub(crate) certificate: Option<CertificateView>,
+    pub(crate) authority: Option<AuthorityView>,
+    pub(crate) root: Option<AuthorityView>,
+    /// Places in all.
+    pub(crate) total: u32,
+    pub(crate) places: Vec<CertificateRowView>,
+    pub(crate) findings: Vec<FindingView>,
+}
+
+impl From<v1::ShowCertificateReply> for CertificateDetailView {
+    fn from(reply: v1::ShowCertificateReply) -> Self {
+        let first = reply.places.first().and_then(|row| row.installation.as_ref());
+        Self {
+            certificate: first.and_then(|installation| installation.certificate.clone()).map(Into::into),
+            authority: reply.authority.map(Into::into),
+            root: reply.root.map(Into::into),
+            total: reply.total,
+            places: reply.places.into_iter().map(Into::into).collect(),
+            findings: reply.findings.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -229,13 +330,13 @@ pub(crate) struct HostDetailView {
 impl From<v1::ShowHostReply> for HostDetailView {
     fn from(reply: v1::ShowHostReply) -> Self {
         let host = HostView::from(reply.host.unwrap_or_default());
+        let mut findings = reply.findings;
+        findings.sort_by(|a, b| {
+            (rank(&a.severity), &a.id, &a.object).cmp(&(rank(&b.severity), &b.id, &b.object))
+        });
         Self {
             installations: reply.installations.into_iter().map(Into::into).collect(),
-            findings: reply
-                .findings
-                .into_iter()
-                .map(|finding| FindingView::new(&host.name, finding))
-                .collect(),
+            findings: findings.into_iter().map(|finding| FindingView::new(&host.name, finding)).collect(),
             host,
         }
     }

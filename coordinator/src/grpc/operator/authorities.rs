@@ -29,8 +29,13 @@ impl OperatorService {
                 authority_info(name, &authority.value, state.issued_by(name))
             })
             .collect();
+        Ok(ListAuthoritiesReply { authorities, root: Some(self.root()) })
+    }
+
+    /// The managed root.
+    pub(super) fn root(&self) -> AuthorityInfo {
         let root = facts::of_chain(&self.control.managed_root, []).unwrap_or_default();
-        let root = AuthorityInfo {
+        AuthorityInfo {
             name: "managed-root".into(),
             subject: root.subject,
             fingerprint: root.fingerprint,
@@ -38,8 +43,7 @@ impl OperatorService {
             state: "offline".into(),
             not_after: root.not_after,
             ..AuthorityInfo::default()
-        };
-        Ok(ListAuthoritiesReply { authorities, root: Some(root) })
+        }
     }
 
     /// Names of tainted and revoked authorities.

@@ -5,16 +5,12 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reseal_proto::facts::sha256;
-use reseal_proto::v1::{
-    self, CertificateRow, HostFinding, Installation, InviteHostReply, InviteHostRequest, JoinToken,
-};
+use reseal_proto::v1::{self, Installation, InviteHostReply, InviteHostRequest, JoinToken};
 use reseal_proto::{identity, token};
-use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::OperatorService;
-use crate::domain::selection::{IssuerKey, Selection};
-use crate::domain::{host, renewal, rotation};
+use crate::domain::{host, rotation};
 use crate::grpc::auth::Caller;
 use crate::grpc::convert::status;
 use crate::issuance::keyring::random;
@@ -217,93 +213,6 @@ impl OperatorService {
             self.store.commit(commit).await.map_err(|error| status(&error))?;
         }
         Ok(())
-    }
-
-    /// Streams the certificates that are meant, host by host.
-    pub(super) async fn stream_certificates(
-        &self,
-        selection: Selection,
-        rows: &mpsc::Sender<Result<CertificateRow, Status>>,
-    ) -> Result<(), Status> {
-        let authorities: Vec<(String, IssuerKey)> =
-            self.view.read().authorities.iter().map(|(name, key)| (name.clone(), key.clone())).collect();
-        let tainted = self.tainted().await?;
-        for (key, record) in self.store.range::<Host>(keys::HOSTS).await.map_err(|error| status(&error))? {
-            let name = key.trim_start_matches(keys::HOSTS);
-            if !selection.host(name, &record.value.labels) {
-                continue;
-            }
-            let (installations, _) = self.inventory(name).await?;
-            for installation in
-                installations.into_iter().filter(|installation| selection.installation(name, installation))
-            {
-                let authority = installation.certificate.as_ref().and_then(|facts| {
-                    authorities.iter().find(|(_, key)| key.issued(facts)).map(|(name, _)| name.clone())
-                });
-                let row = CertificateRow {
-                    host: name.to_owned(),
-                    status: self
-                        .certificate_status(name, &installation, authority.as_deref(), &tainted)
-                        .into(),
-                    authority: authority.map(|name| format!("builtin/{name}")).unwrap_or_default(),
-                    installation: Some(installation),
-                };
-                if rows.send(Ok(row)).await.is_err() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) async fn findings(&self, host: &str) -> Result<Vec<HostFinding>, Status> {
-        let hosts: Vec<String> = match host {
-            "" => self
-                .view
-                .read()
-                .hosts
-                .iter()
-                .filter(|(_, view)| view.findings > 0)
-                .map(|(name, _)| name.to_string())
-                .collect(),
-            name => vec![self.host(name).await?.1.name],
-        };
-        let mut found = Vec::new();
-        for host in hosts {
-            let (_, findings) = self.inventory(&host).await?;
-            found.extend(
-                findings
-                    .into_iter()
-                    .map(|finding| HostFinding { host: host.clone(), finding: Some(finding) }),
-            );
-            if found.len() >= 10_000 {
-                break;
-            }
-        }
-        Ok(found)
-    }
-
-    fn certificate_status(
-        &self,
-        host: &str,
-        installation: &Installation,
-        authority: Option<&str>,
-        tainted: &[String],
-    ) -> &'static str {
-        let now = (self.now)();
-        match &installation.certificate {
-            None => "missing",
-            Some(_) if authority.is_some_and(|authority| tainted.iter().any(|name| name == authority)) => {
-                "tainted"
-            }
-            Some(facts) if facts.not_after <= now => "expired",
-            facts @ Some(_)
-                if renewal::due_at(host, &installation.id, facts.as_ref().map(renewal::life)) <= now =>
-            {
-                "expiring"
-            }
-            Some(_) => "ok",
-        }
     }
 
     fn host_row(&self, name: &str, record: &Host) -> v1::Host {

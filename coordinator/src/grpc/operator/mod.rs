@@ -4,9 +4,11 @@
 //! beside it. Every change is one commit with its audit entry in it.
 
 mod authorities;
+pub(in crate::grpc) mod certificates;
 mod choose;
 mod evidence;
 mod fence;
+mod findings;
 mod hosts;
 mod pace;
 mod plan;
@@ -33,7 +35,6 @@ use super::auth::{self, Caller, OperatorRole};
 use super::convert::status;
 use crate::domain::Now;
 use crate::domain::allowance::Allowance;
-use crate::domain::selection::Selection as Chosen;
 use crate::issuance::Issuance;
 use crate::issuance::control::ControlPlane;
 use crate::issuance::keyring::Keyring;
@@ -48,6 +49,8 @@ const WATCH_TICK: Duration = Duration::from_secs(2);
 pub(super) const WATCHES: usize = 256;
 /// Exports at a time.
 pub(super) const EXPORTS: usize = 4;
+/// Rows of a list on their way to a slow reader.
+const ROWS: usize = 64;
 /// Bytes in one chunk of a file.
 const CHUNK: usize = 64 * 1024;
 
@@ -78,6 +81,8 @@ pub(crate) struct OperatorService {
     pub(crate) watches: Arc<Semaphore>,
     /// See `watches`.
     pub(crate) exports: Arc<Semaphore>,
+    /// Lists being sorted.
+    pub(crate) sorts: Arc<Semaphore>,
     /// Refused calls that are audited.
     pub(crate) refusals: Arc<std::sync::Mutex<Allowance>>,
 }
@@ -203,11 +208,12 @@ impl Operator for OperatorService {
         request: Request<ListCertificatesRequest>,
     ) -> Reply<Self::ListCertificatesStream> {
         let (_, request, span) = self.let_in(request, OperatorRole::Viewer, "certs.list").await?;
-        let (selection, _): (Chosen, _) = self.selection(&request.selection.unwrap_or_default()).await?;
-        let (rows, receiver) = mpsc::channel(64);
+        let (listing, place) = self.listing(request).await?;
+        let (rows, receiver) = mpsc::channel(ROWS);
         let service = self.clone();
         let work = async move {
-            if let Err(error) = service.stream_certificates(selection, &rows).await {
+            let _place = place;
+            if let Err(error) = service.send_certificates(&listing, &rows).await {
                 let _ = rows.send(Err(error)).await;
             }
         };
@@ -215,10 +221,31 @@ impl Operator for OperatorService {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn list_findings(&self, request: Request<ListFindingsRequest>) -> Reply<ListFindingsReply> {
-        let (_, request, _) = self.let_in(request, OperatorRole::Viewer, "findings").await?;
-        let findings = self.findings(&request.host).await?;
-        Ok(Response::new(ListFindingsReply { findings }))
+    async fn show_certificate(
+        &self,
+        request: Request<ShowCertificateRequest>,
+    ) -> Reply<ShowCertificateReply> {
+        let (_, request, span) = self.let_in(request, OperatorRole::Viewer, "certs.show").await?;
+        let shown = OperatorService::show_certificate(self, &request.fingerprint);
+        shown.instrument(span).await.map(Response::new)
+    }
+
+    type ListFindingsStream = Streamed<HostFinding>;
+
+    async fn list_findings(&self, request: Request<ListFindingsRequest>) -> Reply<Self::ListFindingsStream> {
+        let (_, request, span) = self.let_in(request, OperatorRole::Viewer, "findings").await?;
+        let (filter, hosts) = self.findings_meant(&request).await?;
+        let place = self.place_to_sort()?;
+        let (rows, receiver) = mpsc::channel(ROWS);
+        let service = self.clone();
+        let work = async move {
+            let _place = place;
+            if let Err(error) = service.send_findings(&request, (&filter, &hosts), &rows).await {
+                let _ = rows.send(Err(error)).await;
+            }
+        };
+        tokio::spawn(work.instrument(span));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn set_policy(&self, request: Request<Policy>) -> Reply<Done> {

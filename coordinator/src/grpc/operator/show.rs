@@ -91,7 +91,7 @@ impl OperatorService {
             || (state == rotation::State::Trailing && working == 0)
     }
 
-    async fn authority(&self, name: &str) -> Result<Option<AuthorityInfo>, Status> {
+    pub(super) async fn authority(&self, name: &str) -> Result<Option<AuthorityInfo>, Status> {
         let record =
             self.store.get::<Authority>(&keys::authority(name)).await.map_err(|error| status(&error))?;
         let issued = self.view.read().issued_by(name);
