@@ -138,8 +138,12 @@ fn a_host_that_flips_what_is_managed_gains_and_loses_nothing() -> Result<()> {
         tell(&mut operator, &mut session, &puppet, 2).await?;
         puppet.obtain(&mut session, &first).await?;
         puppet.report(&mut session, &first, TargetState::Verified).await?;
-        let shown = show(&mut operator, &id).await?;
-        ensure!(shown.state() == RotationState::Running && shown.unmanaged == 1, "{shown:?}");
+        let shown = until("the first result", 20, async || {
+            let shown = show(&mut operator, &id).await?;
+            Ok((shown.unmanaged == 1).then_some(shown))
+        })
+        .await?;
+        ensure!(shown.state() == RotationState::Running, "{shown:?}");
         // One fails; while it is not declared it is not tried again.
         puppet.report(&mut session, &second, TargetState::Failed).await?;
         in_state(&operator, &id, RotationState::Halted).await?;
@@ -194,7 +198,9 @@ fn much_that_was_found_hides_nothing_that_is_managed() -> Result<()> {
         session.send(ToCoordinator::Inventory(delta)).await?;
         let shown = until("the inventory", 20, async || {
             let shown = operator.show_host(HostRequest { name: "h1".into() }).await?.into_inner();
-            Ok((shown.installations.len() > 1).then_some(shown))
+            // A large inventory is written in several commits: less is seen on the way.
+            let whole = shown.installations.len() >= 2_000 && shown.findings.len() >= 1_000;
+            Ok(whole.then_some(shown))
         });
         let shown = shown.await?;
         ensure!(shown.installations.len() == 2_000, "{}", shown.installations.len());
