@@ -14,6 +14,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::adopt::Adopter;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::discover::docker::Engine;
@@ -105,6 +106,17 @@ async fn ensure_enrolled(identities: &IdentityStore) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// SIGHUP: what the configuration declares is read anew, at once.
+async fn reread(discovery: Discovery) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return std::future::pending().await;
+    };
+    while hangup.recv().await.is_some() {
+        info!("declarations are read anew");
+        discovery.scan().await;
+    }
+}
+
 /// Starts every task; the future ends when one of them does.
 pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<impl Future<Output = ()>> {
     let state_dir: &Path = &config.state_dir;
@@ -113,6 +125,7 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
     let engine = Arc::new(Engine::new(&config.docker));
     let discovery = Discovery::start(config.clone(), engine);
     let clock = Arc::new(Clock::default());
+    let busy = Arc::default();
     let shared = Shared {
         identities: identities.clone(),
         session: session.clone(),
@@ -120,16 +133,17 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
         discovery: discovery.clone(),
         clock: clock.clone(),
         orders: Arc::default(),
+        adopter: Arc::new(Adopter::new(discovery.clone(), Arc::clone(&busy))),
     };
     let (link, ends) = Link::new(shared.clone());
     let tools = Tools {
         config: config.clone(),
         discovery: discovery.clone(),
-        reloader: Arc::new(Reloader::new(config.signals)),
+        reloader: Arc::new(Reloader::new(config.signals, &config.host_root)),
         unserved: Arc::new(Unserved::open(state_dir, identities.clone(), outbox.clone())?),
         session,
         clock,
-        busy: Arc::default(),
+        busy,
         windows: Arc::default(),
     };
     // Held until what a crash left behind is resumed: nobody tidies before.
@@ -149,7 +163,8 @@ pub fn start(config: Arc<Config>, identities: IdentityStore) -> anyhow::Result<i
             () = renewer.run(resuming) => {}
             () = trust::run(tools.clone(), ends.welcomed) => {}
             () = served::run(tools) => {}
-            () = room::run(config.clone(), discovery) => {}
+            () = room::run(config.clone(), discovery.clone()) => {}
+            () = reread(discovery) => {}
             () = metrics::run(config.metrics_listen, shared, ends.session) => {}
         }
     })

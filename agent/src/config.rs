@@ -1,8 +1,10 @@
 //! The agent's settings: a TOML file, all of it optional.
 //!
-//! Unknown keys are refused and every mistake is reported at once. The file
-//! holds no secret: the join token comes by argument, environment or standard
-//! input, the identity lives in the state directory.
+//! Unknown keys are refused and every mistake is reported at once. What the
+//! file declares (`[[certificate]]`, `[[trust]]`) is not judged here: one mistake
+//! there must not take the whole host down ([`crate::discover::declared`]). The
+//! file holds no secret: the join token comes by argument, environment or
+//! standard input, the identity lives in the state directory.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,6 +53,8 @@ pub enum ConfigError {
 /// Validated settings.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Where it was read from; none: nothing but defaults.
+    pub file: Option<PathBuf>,
     /// Identity, journal and unsent results; mode 0700.
     pub state_dir: PathBuf,
     /// `unix:///path` or `tcp://host:port` of the Docker Engine or a socket proxy.
@@ -86,6 +90,13 @@ pub enum Signals {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
+    // Read anew at each scan, by `discover::declared`.
+    #[serde(rename = "adopt")]
+    _adopt: Option<toml::Value>,
+    #[serde(rename = "certificate")]
+    _certificates: Option<toml::Value>,
+    #[serde(rename = "trust")]
+    _trusts: Option<toml::Value>,
     state_dir: Option<PathBuf>,
     docker: Option<String>,
     host_root: Option<PathBuf>,
@@ -113,16 +124,15 @@ impl Config {
     /// Reads `file`, or the default file when there is one, or takes the
     /// defaults. `state_dir` is what the command line says and wins.
     pub fn load(file: Option<&Path>, state_dir: Option<&Path>) -> Result<Self, ConfigError> {
+        let default = Path::new(DEFAULT_FILE);
+        let file = file.or_else(|| default.exists().then_some(default));
         let (path, raw) = match file {
             Some(path) => (path.to_owned(), read(path)?),
-            None if Path::new(DEFAULT_FILE).exists() => {
-                let path = PathBuf::from(DEFAULT_FILE);
-                let raw = read(&path)?;
-                (path, raw)
-            }
             None => (PathBuf::from("(defaults)"), Raw::default()),
         };
-        raw.validate(path, state_dir, &|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let config = raw.validate(path, state_dir, &environment)?;
+        Ok(Self { file: file.map(Path::to_owned), ..config })
     }
 
     /// The path at which the agent sees a path of the host.
@@ -136,6 +146,11 @@ fn read(path: &Path) -> Result<Raw, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     parse(path, &text)
+}
+
+/// Is this text of a configuration, as far as it is read anew, one that can be used?
+pub fn check(path: &Path, text: &str) -> Result<(), ConfigError> {
+    parse(path, text).map(drop)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Raw, ConfigError> {
@@ -194,6 +209,7 @@ impl Raw {
             return Err(ConfigError::Values { path, mistakes });
         }
         Ok(Config {
+            file: None,
             state_dir: state_dir
                 .map(Path::to_owned)
                 .or(self.state_dir)
@@ -241,6 +257,11 @@ mod tests {
     fn a_mistyped_key_is_refused() {
         let error = config("state_dri = '/x'").unwrap_err().to_string();
         assert!(error.contains("state_dri"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_declaration_stops_nothing() {
+        assert!(config("adopt = 'perhaps'\ncertificate = 3\n[[trust]]\nnonsense = []\n").is_ok());
     }
 
     #[test]

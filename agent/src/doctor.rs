@@ -12,7 +12,8 @@ use serde_json::json;
 
 use crate::config::{Config, Signals};
 use crate::discover::Reload;
-use crate::discover::assemble::assemble;
+use crate::discover::assemble::assemble_with;
+use crate::discover::declared::Source;
 use crate::discover::docker::Engine;
 use crate::identity::{Identity, IdentityError, IdentityStore, Slot};
 use crate::room::Room;
@@ -145,7 +146,8 @@ async fn signals(config: &Config) -> Check {
         return check("signals", Verdict::Warning, "not tried: the Docker Engine does not answer");
     };
     let mut tried = 0;
-    for consumer in assemble(containers).installations.values().flat_map(|one| &one.consumers) {
+    let host = assemble_with(containers, &Source::new(config).read());
+    for consumer in host.installations.values().flat_map(|one| &one.consumers) {
         if !consumer.running || !consumer.reload.0.iter().any(|step| matches!(step, Reload::Signal(_))) {
             continue;
         }
@@ -177,8 +179,9 @@ async fn networks(config: &Config) -> Check {
         return check("networks", Verdict::Warning, "not tried: the Docker Engine does not answer");
     };
     let mut tried = 0;
-    for consumer in assemble(containers).installations.values().flat_map(|one| &one.consumers) {
-        if !consumer.running || !consumer.serves {
+    let host = assemble_with(containers, &Source::new(config).read());
+    for consumer in host.installations.values().flat_map(|one| &one.consumers) {
+        if !consumer.running || !consumer.serves || consumer.host.is_some() {
             continue;
         }
         // Only what has no other way depends on it.
@@ -202,7 +205,7 @@ async fn networks(config: &Config) -> Check {
 async fn disks(config: &Config) -> Check {
     let mut places = vec![config.state_dir.clone()];
     if let Ok(containers) = Engine::new(&config.docker).containers().await {
-        let host = assemble(containers);
+        let host = assemble_with(containers, &Source::new(config).read());
         let mounts = host.installations.values().map(|one| &one.place.mount);
         places.extend(mounts.map(|mount| config.on_host(std::path::Path::new(mount))));
     }

@@ -262,6 +262,7 @@ mod tests {
             serves: false,
             endpoints: Vec::new(),
             inside: Inside { user: user.into(), files: vec![path.into()] },
+            host: None,
         }
     }
 

@@ -14,6 +14,7 @@ use reseal_proto::v1::{self, Finding, InventoryDelta, TrustStore};
 
 use crate::discover::assemble::MAX_INSTALLATIONS;
 use crate::discover::found::Discovered;
+use crate::discover::infer::Inferred;
 use crate::discover::{Endpoint, Host, Installation, TrustTarget, finding};
 
 /// Findings of one host that are reported.
@@ -22,6 +23,8 @@ pub const MAX_FINDINGS: usize = 900;
 const MAX_BYTES: usize = 1024 * 1024 - 128 * 1024;
 /// Bytes of one installation, of its id, its label, and an identifier of its certificate.
 const MOST_INSTALLATION_BYTES: usize = 40 * 1024;
+/// Where more is to be told than this, the reasons of inferences are left out; bytes.
+const MOST_INFERRED_AT: usize = MAX_BYTES / 2;
 const MOST_ID: usize = 600;
 const MOST_LABEL: usize = 300;
 const MOST_KEY_ID: usize = 64;
@@ -87,13 +90,19 @@ fn installations(host: &Host, findings: &mut Vec<Finding>) -> BTreeMap<String, v
     let mut installations = BTreeMap::new();
     let mut bytes = 0;
     let managed = host.installations.values().map(message);
-    let discovered = host.discovered.values().map(discovered_message);
+    let discovered =
+        host.discovered.values().map(|found| discovered_message(found, host.inferred.get(&found.id)));
     let (mut unmanaged, mut unseen) = (0, 0);
     for message in managed.chain(discovered) {
         if let Some(why) = unreportable(&message) {
             let severity = if message.is_managed() { "critical" } else { "warning" };
             findings.push(finding("not-reported", &shortened(&message.id), &why, severity));
             continue;
+        }
+        let mut message = message;
+        if bytes > MOST_INFERRED_AT {
+            // Reasons are for people, who can be told them when they ask for this one.
+            message.inference = None;
         }
         let size = message.encoded_len() + 8;
         if bytes + size > MAX_BYTES || installations.len() == MAX_INSTALLATIONS {
@@ -281,7 +290,26 @@ fn endpoint_message(endpoint: &Endpoint, served: Vec<u8>) -> v1::Endpoint {
 }
 
 /// What nobody declared, as a message.
-pub fn discovered_message(found: &Discovered) -> v1::Installation {
+pub fn discovered_message(found: &Discovered, inferred: Option<&Inferred>) -> v1::Installation {
+    let message = as_found(found);
+    let Some(inferred) = inferred else { return message };
+    let declared = inferred.declaration.certificate();
+    let inference = Some(inferred.message());
+    match declared {
+        // What adopting would ask for, which is what policy has to admit.
+        Ok(wanted) if inferred.obstacles.is_empty() => v1::Installation {
+            names: wanted.names,
+            usage: wanted.usage.into(),
+            key_type: wanted.key_type.name().to_owned(),
+            issuer: wanted.issuer,
+            inference,
+            ..message
+        },
+        Ok(_) | Err(_) => v1::Installation { inference, ..message },
+    }
+}
+
+fn as_found(found: &Discovered) -> v1::Installation {
     let facts = found.certificate.as_ref().map(|certificate| certificate.facts.clone());
     let consumers = found.users.iter().take(MOST_CONSUMERS).map(|user| v1::Consumer {
         container: user.container.clone(),

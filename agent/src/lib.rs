@@ -6,16 +6,19 @@
 //! - [`discover`] turns containers, labels and mounts into installations, and finds what nobody
 //!   declared; [`inventory`] reports them.
 //! - [`link`] is the session with the coordinator; [`outbox`] keeps results until they are acknowledged.
+//! - [`adopt`] takes on what was discovered, where the host allows it.
 //! - [`state`] is what is on disk between two runs, [`room`] what is kept free for it.
 //! - [`renew`] runs a batch, [`target`] one target of it: [`plan`] says what is next, [`journal`] remembers it.
 //! - [`chain`] validates, [`install`] writes (through [`dir`]),
 //!   [`inside`] looks at it from a container, [`reload`] reloads, [`verify`] proves.
 //! - [`served`] looks after consumers that start later ([`unserved`]), [`trust`] writes bundles, [`evidence`] signs.
+//! - [`host_process`] finds and reloads processes of the host itself, where the configuration declares them.
 //! - [`scan`] and [`doctor`] are the two commands for people; [`metrics`] is for Prometheus.
 //!
 //! The coordinator only ever names installations that the host declared itself:
 //! nothing that comes over the wire is a path, a command or a signal.
 
+pub mod adopt;
 pub mod app;
 pub mod chain;
 pub mod clock;
@@ -24,6 +27,7 @@ pub mod dir;
 pub mod discover;
 pub mod doctor;
 pub mod evidence;
+pub mod host_process;
 pub mod identity;
 pub mod inside;
 pub mod install;

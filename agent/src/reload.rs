@@ -10,6 +10,7 @@
 //! two certificates of one program do not disturb each other.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,9 +18,11 @@ use reseal_proto::v1::ReloadProof;
 use tracing::info;
 
 use crate::config::Signals;
+use crate::discover::declared::HostProcess;
 use crate::discover::docker::{DockerError, Engine};
 use crate::discover::programs::{self, Hidden};
 use crate::discover::{Command, Consumer, Container, Reload, Signal, processes};
+use crate::host_process::{self, HostError};
 
 /// A consumer could not be reloaded.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +113,15 @@ pub enum ReloadError {
         /// Its name.
         container: String,
     },
+    /// A process of the host.
+    #[error("{process} was not reloaded")]
+    Host {
+        /// In words.
+        process: String,
+        /// Why.
+        #[source]
+        source: HostError,
+    },
     /// The engine refused.
     #[error("cannot reload container {container}")]
     Docker {
@@ -143,6 +155,7 @@ impl ReloadError {
             Self::Invisible { .. } => "process-invisible",
             Self::Exec { .. } => "exec-failed",
             Self::Stopped { .. } => "consumer-stopped",
+            Self::Host { source, .. } => source.code(),
             Self::Docker { .. } => "docker-failed",
             Self::Ladder { source, .. } => source.code(),
         }
@@ -158,6 +171,7 @@ impl ReloadError {
             | Self::Foreign { .. }
             | Self::Invisible { .. }
             | Self::Exec { .. }
+            | Self::Host { .. }
             | Self::Docker { .. } => false,
         }
     }
@@ -185,13 +199,14 @@ pub struct Made {
 #[derive(Debug, Default)]
 pub struct Reloader {
     signals: Signals,
+    host_root: PathBuf,
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Reloader {
-    /// Signals the way the settings say.
-    pub fn new(signals: Signals) -> Self {
-        Self { signals, locks: Mutex::default() }
+    /// Signals the way the settings say; processes of the host are looked for beneath `host_root`.
+    pub fn new(signals: Signals, host_root: &Path) -> Self {
+        Self { signals, host_root: host_root.to_owned(), locks: Mutex::default() }
     }
 
     /// Reloads every consumer that runs where nothing can be seen from outside: the
@@ -239,6 +254,14 @@ impl Reloader {
         let Some(check) = &consumer.check else { return Ok(()) };
         let lock = self.lock(&consumer.container);
         let _held = lock.lock().await;
+        if consumer.host.is_some() {
+            // In a container the agent cannot run what the table of programs would check with.
+            if self.host_root != Path::new("/") {
+                return Ok(());
+            }
+            let failed = |source| ReloadError::Host { process: consumer.container.clone(), source };
+            return host_process::run(check).await.map_err(failed);
+        }
         let Err(error) = run_check(engine, consumer, check).await else { return Ok(()) };
         // What was stopped in the middle of its check has not refused anything.
         let looks =
@@ -263,9 +286,15 @@ impl Reloader {
         let _held = lock.lock().await;
         let container = consumer.container.as_str();
         let docker = |source| ReloadError::Docker { container: container.to_owned(), source };
-        // A command needs a running container, and a restart would start a stopped one.
-        let seen = running(engine, consumer).await?;
         let mut output = String::new();
+        // A command needs a running container, and a restart would start a stopped one.
+        let seen = match &consumer.host {
+            Some(process) => {
+                step_on_host(process, consumer, step, &self.host_root).await?;
+                return Ok(made(consumer, step, output));
+            }
+            None => running(engine, consumer).await?,
+        };
         match step {
             Reload::Signal(signal) => send(engine, self.signals, consumer, *signal, &seen).await?,
             Reload::Exec(command) => {
@@ -282,14 +311,7 @@ impl Reloader {
             }
             Reload::Restart => engine.restart(&consumer.container_id).await.map_err(docker)?,
         }
-        info!(container, method = %step, "reloaded");
-        let proof = ReloadProof {
-            container: container.to_owned(),
-            container_id: consumer.container_id.clone(),
-            method: step.to_string(),
-            at: crate::app::now(),
-        };
-        Ok(Made { proof, output })
+        Ok(made(consumer, step, output))
     }
 
     fn lock(&self, container: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -312,6 +334,38 @@ pub fn none_could_be_made(container: &str, mut failures: Vec<(Reload, ReloadErro
         tried: tried.join("; "),
         source: Box::new(last),
     })
+}
+
+fn made(consumer: &Consumer, step: &Reload, output: String) -> Made {
+    info!(container = %consumer.container, method = %step, "reloaded");
+    let proof = ReloadProof {
+        container: consumer.container.clone(),
+        container_id: consumer.container_id.clone(),
+        method: step.to_string(),
+        at: crate::app::now(),
+    };
+    Made { proof, output }
+}
+
+/// One step of a process of the host: what is done, the host's own configuration declares.
+async fn step_on_host(
+    process: &HostProcess,
+    consumer: &Consumer,
+    step: &Reload,
+    host_root: &Path,
+) -> Result<(), ReloadError> {
+    let failed = |source| ReloadError::Host { process: consumer.container.clone(), source };
+    match step {
+        Reload::Signal(signal) => {
+            let (process, signal, root) = (process.clone(), *signal, host_root.to_owned());
+            let sent =
+                tokio::task::spawn_blocking(move || host_process::signal(&process, signal, &root)).await;
+            sent.expect("a signal does not panic").map_err(failed)
+        }
+        Reload::Exec(command) => host_process::run(command).await.map_err(failed),
+        // Never declared for a process: the configuration refuses it.
+        Reload::Restart => Ok(()),
+    }
 }
 
 /// As it is now, if it still runs.
@@ -425,6 +479,7 @@ mod tests {
             serves: true,
             endpoints: Vec::new(),
             inside: crate::discover::Inside::default(),
+            host: None,
         }
     }
 

@@ -1,5 +1,7 @@
 //! The agent against a coordinator and an engine, whole: enrol, report, renew, fail, resume.
 
+#[path = "session/adopt.rs"]
+mod adopt;
 #[path = "session/reload.rs"]
 mod reload;
 mod support;

@@ -28,6 +28,11 @@ const fn known_as(id: &'static str, severity: &'static str, remedy: &'static str
 
 /// Every kind, sorted by id.
 pub const ALL: &[Known] = &[
+    known_as(
+        "bad-configuration",
+        WARNING,
+        "correct the agent's configuration; what is wrong there is not managed, the rest is",
+    ),
     known_as("bad-label", WARNING, "correct the value"),
     known_as(
         "baked-certificate",
@@ -55,6 +60,11 @@ pub const ALL: &[Known] = &[
         "put back what was there, or remove the file that the message names: until then it is not renewed",
     ),
     known_as("clock-skew", WARNING, "set the clock (timedatectl, chrony): nothing is called verified before"),
+    known_as(
+        "container-missing",
+        WARNING,
+        "start the container, or correct its name in the agent's configuration",
+    ),
     known_as(
         "docker-unreachable",
         CRITICAL,
@@ -113,6 +123,11 @@ pub const ALL: &[Known] = &[
         "the path leads out of its mount through a link: mount what it leads to",
     ),
     known_as("path-not-mounted", CRITICAL, "mount a directory or a volume there"),
+    known_as(
+        "process-unknown",
+        WARNING,
+        "correct unit or pid-file in the agent's configuration: the process cannot be told of a new certificate",
+    ),
     known_as(
         "read-only",
         CRITICAL,

@@ -33,6 +33,9 @@ pub const STRACE: &[Need] = &[("strace", &["strace"])];
 /// For scenarios that capture and decrypt traffic.
 pub const CAPTURE: &[Need] = &[("tcpdump", &["tcpdump"]), ("tshark", &["tshark"])];
 
+/// For scenarios with a service on the host itself.
+pub const NGINX: &[Need] = &[("nginx", &["nginx-light", "nginx"])];
+
 /// For scenarios with a clock that is wrong.
 pub const CLOCK: &[Need] = &[("faketime", &["faketime"])];
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::fleet::{Fleet, Host};
-use crate::process::{Daemon, code, command, line, run, wait_until};
+use crate::process::{Daemon, code, command, line, run, signal, wait_until};
 
 /// Name of the fleet that tests and the demo make.
 pub const FLEET: &str = "demo";
@@ -335,6 +335,18 @@ impl Agent {
     pub fn configure(&self, line: &str) -> Result<()> {
         let text = std::fs::read_to_string(&self.config)?;
         Ok(std::fs::write(&self.config, format!("{text}{line}\n"))?)
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Has it read its declarations anew, as `systemctl reload` does.
+    pub fn reread(&self) {
+        if let Some(daemon) = &self.daemon {
+            signal(daemon.pid(), rustix::process::Signal::HUP);
+        }
     }
 
     /// A command of the agent on its host.

@@ -206,6 +206,12 @@ http {{
         self
     }
 
+    /// A container that knows nothing of Reseal.
+    pub fn unlabelled(mut self) -> Self {
+        self.labels.clear();
+        self
+    }
+
     /// Before each reload its configuration is checked, and the check takes as long as
     /// [`Service::hold`] wants: so a scenario can be in the middle of a renewal.
     pub fn with_a_gate(mut self) -> Self {

@@ -9,7 +9,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use reseal_proto::v1::{Finding, Management};
 
-use super::labels::{Certificate, Trust};
+use super::declared::adopted::Adopted;
+use super::declared::{Declarations, tables};
+use super::labels::{Certificate, Declared, Trust};
 use super::mounts::{self, Located, MountError};
 use super::{
     Consumer, Container, Endpoint, Host, Inside, Installation, Ladder, Place, Port, Server, TrustTarget,
@@ -19,12 +21,30 @@ use super::{
 /// More installations on one host are not reported.
 pub const MAX_INSTALLATIONS: usize = 2000;
 
-/// Puts everything together. Certificates on disk are not looked at here.
-pub fn assemble(mut containers: Vec<Container>) -> Host {
+/// Puts together what labels declare, and nothing else.
+pub fn assemble(containers: Vec<Container>) -> Host {
+    assemble_with(containers, &Declarations::default())
+}
+
+/// Puts everything together. Certificates on disk are not looked at here. Where two
+/// declare the same, labels come first, then the configuration, then what was adopted.
+pub fn assemble_with(mut containers: Vec<Container>, declarations: &Declarations) -> Host {
     containers.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut work = Assembly::default();
+    let mut work = Assembly { findings: declarations.findings.clone(), ..Assembly::default() };
     for container in &containers {
-        work.add(container);
+        work.add(Management::Labels, container, &container.declared);
+    }
+    for (name, declared) in &declarations.containers {
+        match containers.iter().find(|container| container.name == *name) {
+            Some(container) => work.add(Management::Configuration, container, declared),
+            None => work.findings.push(tables::missing(name)),
+        }
+    }
+    for container in &declarations.host {
+        work.add(Management::Configuration, container, &container.declared);
+    }
+    for adopted in &declarations.adopted {
+        work.adopted(adopted, &containers);
     }
     work.finish()
 }
@@ -38,16 +58,66 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn add(&mut self, container: &Container) {
-        for problem in &container.declared.problems {
+    fn add(&mut self, management: Management, container: &Container, declared: &Declared) {
+        for problem in &declared.problems {
             self.findings.push(finding(problem.id, &container.name, &problem.message, "warning"));
         }
-        for trust in &container.declared.trusts {
-            self.trust(container, trust);
+        for trust in &declared.trusts {
+            self.trust(container, declared, trust);
         }
-        for certificate in &container.declared.certificates {
-            self.certificate(container, certificate);
+        for certificate in &declared.certificates {
+            self.certificate(management, container, certificate);
         }
+    }
+
+    /// Who mounts it is a consumer, without a word of its own. What somebody else
+    /// declares by now is theirs; its other users go on being reloaded.
+    fn adopted(&mut self, adopted: &Adopted, containers: &[Container]) {
+        let declared = match adopted.certificate() {
+            Ok(declared) => declared,
+            Err(mistakes) => {
+                let message = format!("what was adopted cannot be read: {}", mistakes.join("; "));
+                self.findings.push(finding("bad-configuration", adopted.id(), &message, "critical"));
+                return;
+            }
+        };
+        let Some(place) = self.place(&adopted.place(), &declared) else { return };
+        let id = place.id();
+        let label = adopted.label.clone();
+        let new = self.installation(Management::Adopted, &label, &declared, place);
+        self.installations.entry(id.clone()).or_insert(new);
+        for container in containers {
+            let Some(declared) = adopted.used_by(container) else { continue };
+            let known = self.installations.get(&id);
+            if known.is_some_and(|known| known.has(&container.name)) {
+                continue;
+            }
+            let consumer = self.consumer_with_findings(container, &declared, &label);
+            if let Some(known) = self.installations.get_mut(&id) {
+                known.consumers.push(consumer);
+            }
+        }
+    }
+
+    fn installation(
+        &self,
+        management: Management,
+        label: &str,
+        declared: &Certificate,
+        place: Place,
+    ) -> Installation {
+        let wanted = Wanted {
+            names: declared.names.clone(),
+            layout: declared.layout,
+            alias: declared.alias.clone(),
+            usage: declared.usage,
+            key_type: declared.key_type,
+            issuer: declared.issuer.clone(),
+            owner: declared.owner,
+            mode: declared.mode,
+        };
+        let (id, label) = (place.id(), label.to_owned());
+        Installation { id, label, management, wanted, place, consumers: Vec::new(), certificate: None }
     }
 
     fn locate(&mut self, container: &Container, name: &str, path: &str) -> Option<Located> {
@@ -62,37 +132,25 @@ impl Assembly {
         }
     }
 
-    fn certificate(&mut self, container: &Container, declared: &Certificate) {
+    fn certificate(&mut self, management: Management, container: &Container, declared: &Certificate) {
         let Some(place) = self.place(container, declared) else { return };
-        let wanted = Wanted {
-            names: declared.names.clone(),
-            layout: declared.layout,
-            alias: declared.alias.clone(),
-            usage: declared.usage,
-            key_type: declared.key_type,
-            issuer: declared.issuer.clone(),
-            owner: declared.owner,
-            mode: declared.mode,
-        };
         let label = format!("{}/{}", container.name, declared.name);
         let consumer = self.consumer_with_findings(container, declared, &label);
-        let id = place.id();
+        let mut new = self.installation(management, &label, declared, place);
+        let id = new.id.clone();
         match self.installations.get_mut(&id) {
             None => {
-                self.installations.insert(
-                    id.clone(),
-                    Installation {
-                        id,
-                        label,
-                        management: Management::Labels,
-                        wanted,
-                        place,
-                        consumers: vec![consumer],
-                        certificate: None,
-                    },
-                );
+                new.consumers.push(consumer);
+                self.installations.insert(id, new);
             }
-            Some(known) if known.wanted == wanted && known.place == place => {
+            Some(known) if management != known.management && known.has(&container.name) => {
+                let message = format!(
+                    "the label of {} declares {id} already: what the configuration says of it is not used",
+                    known.label
+                );
+                self.findings.push(finding("bad-configuration", &label, &message, "warning"));
+            }
+            Some(known) if known.wanted == new.wanted && known.place == new.place => {
                 known.consumers.push(consumer);
             }
             Some(known) => {
@@ -169,7 +227,7 @@ impl Assembly {
         consumer
     }
 
-    fn trust(&mut self, container: &Container, declared: &Trust) {
+    fn trust(&mut self, container: &Container, all: &Declared, declared: &Trust) {
         let Some(located) = self.locate(container, &declared.name, &declared.path) else {
             return;
         };
@@ -188,7 +246,7 @@ impl Assembly {
             certificate: located.file,
             ..Place::default()
         };
-        let consumer = bundle_consumer(container, &declared.path);
+        let consumer = bundle_consumer(container, all, &declared.path);
         let id = place.id();
         match self.trusts.get_mut(&id) {
             None => {
@@ -242,6 +300,7 @@ impl Assembly {
         Host {
             installations: self.installations,
             discovered: BTreeMap::new(),
+            inferred: BTreeMap::new(),
             trusts: self.trusts.into_values().collect(),
             findings: self.findings,
         }
@@ -259,7 +318,10 @@ impl Assembly {
             let message = format!("{id} needs {claimed}, which {other} already uses: it is not managed");
             Some(finding("label-conflict", id, &message, "critical"))
         };
-        for (id, installation) in &self.installations {
+        let mut all: Vec<(&String, &Installation)> = self.installations.iter().collect();
+        // What comes first keeps the file.
+        all.sort_by_key(|(_, installation)| installation.management as i32);
+        for (id, installation) in all {
             let place = &installation.place;
             let mut files: Vec<String> = place.files().iter().map(Located::path).collect();
             files.push(place.path_of(&format!(".reseal/{}", place.stem())));
@@ -297,6 +359,7 @@ pub fn consumer(container: &Container, declared: &Certificate) -> Consumer {
         serves: !declared.verify.is_empty(),
         endpoints,
         inside: Inside { user: container.user.clone(), files: declared.files() },
+        host: container.host.clone(),
     }
 }
 
@@ -332,13 +395,13 @@ fn endpoints_of(container: &Container, port: &Port) -> Vec<Endpoint> {
 
 /// A bundle at `path` has no reload label of its own: that of the container's first
 /// certificate counts for it too, else the known-program table says how it takes bundles.
-pub fn bundle_consumer(container: &Container, path: &str) -> Consumer {
+pub fn bundle_consumer(container: &Container, declared: &Declared, path: &str) -> Consumer {
     let known = programs::known_for_bundle(container, path);
     let (known_reload, known_check) = match known {
         Some(known) => (known.ladder, known.check),
         None => (Ladder::default(), None),
     };
-    let first = container.declared.certificates.first();
+    let first = declared.certificates.first();
     Consumer {
         container: container.name.clone(),
         container_id: container.id.clone(),
@@ -351,6 +414,7 @@ pub fn bundle_consumer(container: &Container, path: &str) -> Consumer {
         serves: false,
         endpoints: Vec::new(),
         inside: Inside::default(),
+        host: container.host.clone(),
     }
 }
 

@@ -111,7 +111,7 @@ impl Engine {
         Ok(client.client_version().to_string())
     }
 
-    /// Every container, whatever its state.
+    /// Every container, whatever its state: what has no label may be declared elsewhere.
     pub async fn containers(&self) -> Result<Vec<Container>, DockerError> {
         self.containers_unless(|_, _| None).await
     }
@@ -285,6 +285,7 @@ fn read(inspected: &ContainerInspectResponse) -> Container {
         labelled: labels.iter().flatten().any(|(key, _)| key.starts_with(LABELS)),
         image_id: inspected.image.as_deref().unwrap_or_default().trim_start_matches("sha256:").to_owned(),
         layers: layers(inspected),
+        host: None,
     }
 }
 

@@ -19,7 +19,7 @@ use super::values::{self, Layout, Owner, Port};
 use crate::key::KeyType;
 
 const PREFIX: &str = "reseal.";
-const CERTIFICATE_KEYS: [&str; 16] = [
+pub(super) const CERTIFICATE_KEYS: [&str; 16] = [
     "names",
     "path",
     "key",
@@ -37,7 +37,7 @@ const CERTIFICATE_KEYS: [&str; 16] = [
     "check",
     "verify",
 ];
-const TRUST_KEYS: [&str; 4] = ["bundle", "path", "owner", "mode"];
+pub(super) const TRUST_KEYS: [&str; 4] = ["bundle", "path", "owner", "mode"];
 /// More certificates or bundles on one container are a mistake.
 const MAX_DECLARATIONS: usize = 64;
 
@@ -102,6 +102,11 @@ impl Certificate {
         }
         files.extend(self.leaf.iter().chain(&self.chain).cloned());
         files
+    }
+
+    /// The name to ask for where the label says none.
+    pub fn sni(&self) -> String {
+        default_sni(&self.names)
     }
 }
 
@@ -276,7 +281,8 @@ impl Fields<'_> {
     }
 }
 
-fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate, Vec<String>> {
+/// Reads one certificate's fields, wherever they are from; the mistakes when there are any.
+pub(super) fn certificate(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Certificate, Vec<String>> {
     let mut fields = Fields { fields, mistakes: Vec::new() };
     let names = fields.needed("names", values::names);
     let path = fields.needed("path", values::file_path);
@@ -382,7 +388,8 @@ fn files(
     key
 }
 
-fn trust(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Trust, Vec<String>> {
+/// Likewise for a bundle.
+pub(super) fn trust(name: &str, fields: &BTreeMap<&str, &str>) -> Result<Trust, Vec<String>> {
     let mut fields = Fields { fields, mistakes: Vec::new() };
     let bundle = fields.needed("bundle", |text| match text {
         "managed-root" => Ok(text.to_owned()),
@@ -412,13 +419,18 @@ fn default_sni(names: &[String]) -> String {
     }
 }
 
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
 
+/// Can a certificate be asked for with this one name?
+pub fn is_certificate_name(text: &str) -> bool {
+    values::names(text).is_ok_and(|names| names == [text])
+}
+
 /// Quoted, printable and short: labels end up on terminals.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let text: String = printable(text).chars().take(80).collect();
     format!("{text:?}")
 }

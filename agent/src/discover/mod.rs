@@ -1,8 +1,8 @@
 //! What is on this host: containers → installations, consumers, endpoints, findings.
 //!
-//! [`labels`] says what a container wants, [`mounts`] where that is on the
-//! host, [`programs`] how known programs reload, [`methods`] what a reload is,
-//! [`processes`] what runs in a container, [`docker`] asks the engine,
+//! [`labels`] says what a container wants, [`declared`] what is wanted without
+//! labels, [`mounts`] where that is on the host, [`programs`] how known programs
+//! reload, [`methods`] what a reload is, [`processes`] what runs in a container, [`docker`] asks the engine,
 //! [`assemble`] puts it together (pure) and [`watch`] keeps it fresh. The
 //! types here are what everything else in the agent works on; nothing of them
 //! ever comes from the coordinator.
@@ -13,6 +13,7 @@
 //! [`found::Discovered`] and never touched.
 
 pub mod assemble;
+pub mod declared;
 pub mod docker;
 pub mod endpoints;
 pub mod files;
@@ -20,6 +21,7 @@ pub mod findings;
 pub mod formats;
 pub mod found;
 pub mod images;
+pub mod infer;
 pub mod labels;
 pub mod merge;
 pub mod methods;
@@ -80,6 +82,8 @@ pub struct Container {
     pub image_id: String,
     /// Where its file system lies on the host.
     pub layers: Layers,
+    /// It is a process of the host, with the host's own directories for mounts.
+    pub host: Option<declared::HostProcess>,
 }
 
 /// Directories of the host that make up a container's file system (overlay2).
@@ -100,6 +104,8 @@ pub struct Host {
     pub installations: BTreeMap<String, Installation>,
     /// What nobody declared, by id: reported, never renewed.
     pub discovered: BTreeMap<String, found::Discovered>,
+    /// What adopting would declare, by the id of what was discovered.
+    pub inferred: BTreeMap<String, infer::Inferred>,
     /// Trust bundles to write.
     pub trusts: Vec<TrustTarget>,
     /// Sorted, each once.
@@ -123,6 +129,13 @@ pub struct Installation {
     pub consumers: Vec<Consumer>,
     /// What is on disk.
     pub certificate: Option<CertificateFacts>,
+}
+
+impl Installation {
+    /// Is the container, or process of the host, of this name a consumer?
+    pub fn has(&self, container: &str) -> bool {
+        self.consumers.iter().any(|consumer| consumer.container == container)
+    }
 }
 
 /// What a certificate shall be.
@@ -251,6 +264,8 @@ pub struct Consumer {
     pub endpoints: Vec<Endpoint>,
     /// What it sees of the files.
     pub inside: Inside,
+    /// It is a process of the host and no container.
+    pub host: Option<declared::HostProcess>,
 }
 
 /// An installation as a container sees it.

@@ -109,6 +109,34 @@ pub fn locate(mounts: &[Mount], path: &str) -> Result<Located, MountError> {
     })
 }
 
+/// Sources that hold the whole system: who mounts one of them looks at the host, and is
+/// no user of a certificate that happens to lie there.
+const WHOLE: [&str; 10] = [
+    "/",
+    "/etc",
+    "/home",
+    "/opt",
+    "/root",
+    "/usr",
+    "/var",
+    "/var/lib",
+    "/var/lib/docker",
+    "/var/lib/docker/volumes",
+];
+
+/// Where a container sees a file of the host, if it does: its mounts the other way round.
+pub fn seen_at(mounts: &[Mount], path: &str) -> Option<String> {
+    let candidates = mounts.iter().filter(|mount| !WHOLE.contains(&mount.source.as_str()));
+    candidates
+        .filter_map(|mount| {
+            let below = beneath(&mount.source, path)?;
+            let destination = mount.destination.trim_end_matches('/');
+            Some(if below.is_empty() { destination.to_owned() } else { format!("{destination}/{below}") })
+        })
+        // Another mount may lie over it.
+        .find(|inside| locate(mounts, inside).is_ok_and(|located| located.path() == path))
+}
+
 /// What is left of `path` beneath `destination`; whole components only.
 pub(super) fn beneath<'a>(destination: &str, path: &'a str) -> Option<&'a str> {
     let rest = path.strip_prefix(destination.trim_end_matches('/'))?;
@@ -157,7 +185,28 @@ mod tests {
         assert_eq!((found.path().as_str(), found.mount.as_str()), ("/site.crt", "/"));
     }
 
+    #[test]
+    fn a_file_of_the_host_is_found_in_a_container() {
+        let mounts = [
+            mount("/srv/tls", "/etc/tls", "bind"),
+            mount("/srv/other", "/etc/tls/sub", "bind"),
+            mount("/", "/host", "bind"),
+        ];
+        assert_eq!(seen_at(&mounts, "/srv/tls/a.crt").as_deref(), Some("/etc/tls/a.crt"));
+        assert_eq!(seen_at(&mounts, "/srv/tls/sub/a.crt"), None, "another mount lies over it");
+        assert_eq!(seen_at(&mounts, "/srv/tlsx/a.crt"), None);
+        assert_eq!(seen_at(&mounts, "/root/a.crt"), None, "the whole host is mounted: no user");
+    }
+
     proptest! {
+        #[test]
+        fn there_and_back(parts in proptest::collection::vec("[a-z]{1,3}", 1..4)) {
+            let mounts = [mount("/srv/m", "/in", "volume")];
+            let path = format!("/srv/m/{}", parts.join("/"));
+            let inside = seen_at(&mounts, &path).unwrap();
+            prop_assert_eq!(locate(&mounts, &inside).unwrap().path(), path);
+        }
+
         #[test]
         fn source_and_rest_are_the_path(parts in proptest::collection::vec("[a-z]{1,3}", 2..6), cut in 1usize..5) {
             let cut = cut.min(parts.len() - 1);

@@ -129,6 +129,11 @@ fn named<'a>(mounts: &'a [Arc<Mounted>], superseded: &mut usize) -> BTreeMap<Str
             .collect();
         for file in &mounted.files {
             let better = elsewhere(&links, file);
+            // Of the agent's own generations counts what a program can reach by its link:
+            // it may be released, or its labels be gone. The others are the agent's business.
+            if better.is_none() && in_generations(&file.path) {
+                continue;
+            }
             if better.is_none() && linked.contains(&series(&file.path)) {
                 *superseded += 1;
                 continue;
@@ -144,7 +149,12 @@ fn named<'a>(mounts: &'a [Arc<Mounted>], superseded: &mut usize) -> BTreeMap<Str
 /// The name by which programs know a file that lies in another directory than its links.
 fn elsewhere<'a>(links: &HashMap<Inode, Vec<&'a str>>, file: &File) -> Option<&'a str> {
     let all = links.get(&file.inode)?;
-    all.iter().filter(|link| directory(link) != directory(&file.path)).min_by_key(|link| link.len()).copied()
+    let names = all.iter().filter(|link| directory(link) != directory(&file.path) && !in_generations(link));
+    names.min_by_key(|link| link.len()).copied()
+}
+
+fn in_generations(path: &str) -> bool {
+    path.split('/').any(|part| part == ".reseal")
 }
 
 fn on_host(source: &str, path: &str) -> String {

@@ -151,6 +151,24 @@ fn certbot_is_known_by_its_links() {
 }
 
 #[test]
+fn what_the_agent_left_is_known_by_its_links_only() {
+    let root = authority("root");
+    let ((now, key), (before, old)) = (leaf("a.test", &root), leaf("a.test", &root));
+    let tree = Tree::new("/srv/tls")
+        .file(".reseal/site/2/site.crt", now)
+        .file(".reseal/site/2/site.key", key)
+        .file(".reseal/site/1/site.crt", before)
+        .file(".reseal/site/1/site.key", old)
+        .link("site.crt", ".reseal/site/2/site.crt")
+        .link("site.key", ".reseal/site/2/site.key");
+    let paired = pairs(vec![tree], &[container("web", &[("/srv/tls", "/tls")])]);
+    assert_eq!(paired.discovered.keys().collect::<Vec<_>>(), ["/srv/tls/site.crt"]);
+    let key = paired.discovered["/srv/tls/site.crt"].files.as_ref().unwrap().key.as_ref().unwrap();
+    assert_eq!(key.path, "/srv/tls/site.key");
+    assert_eq!((paired.keys.len(), paired.superseded), (0, 0));
+}
+
+#[test]
 fn an_intermediate_that_lies_elsewhere_is_missed() {
     let root = authority("root");
     let intermediate = under("intermediate", &root);

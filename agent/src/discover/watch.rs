@@ -14,14 +14,15 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use reseal_proto::v1::Finding;
+use reseal_proto::v1::{Finding, Management};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
+use super::declared::{Declarations, Source};
 use super::docker::{DockerError, Engine};
 use super::endpoints::{Endpoints, Served};
 use super::search::{self, Answer, Picture};
-use super::{Consumer, Container, Host, Installation, assemble, finding, merge};
+use super::{Consumer, Container, Host, Installation, assemble, finding, infer, merge};
 use crate::config::Config;
 use crate::{chain, inside, install};
 
@@ -35,10 +36,12 @@ pub struct Discovery {
     engine: Arc<Engine>,
     host: watch::Receiver<Option<Arc<Host>>>,
     requests: mpsc::Sender<Request>,
+    source: Source,
 }
 
 enum Request {
     Scan(oneshot::Sender<Option<Arc<Host>>>),
+    Search,
     Note(Note),
 }
 
@@ -55,6 +58,7 @@ impl Discovery {
         let (sender, host) = watch::channel(None);
         let (requests, receiver) = mpsc::channel(64);
         let (answer, answers) = mpsc::channel(1);
+        let source = Source::new(&config);
         let task = Task {
             searcher: (!config.discovery.off).then(|| search::start(&config, answer.clone())),
             _answer: answer,
@@ -69,6 +73,7 @@ impl Discovery {
             containers: Vec::new(),
             changed: Some(BTreeSet::new()),
             config,
+            source: source.clone(),
             engine: engine.clone(),
             requests: receiver,
             sender,
@@ -76,7 +81,7 @@ impl Discovery {
             scanned: None,
         };
         tokio::spawn(task.run());
-        Self { engine, host, requests }
+        Self { engine, host, requests, source }
     }
 
     /// Follows the picture; `None` until the first scan succeeded.
@@ -98,10 +103,20 @@ impl Discovery {
         answered.await.ok().flatten().or_else(|| self.host())
     }
 
+    /// Has everything scanned and searched again, soon: what was not told by an event has changed.
+    pub async fn search(&self) {
+        let _ = self.requests.send(Request::Search).await;
+    }
+
     /// Adds (`Some`) or takes back (`None`) a finding.
     pub async fn note(&self, id: &'static str, object: &str, found: Option<Finding>) {
         let note = Note { id, object: object.to_owned(), finding: found };
         let _ = self.requests.send(Request::Note(note)).await;
+    }
+
+    /// What is declared without labels.
+    pub fn source(&self) -> &Source {
+        &self.source
     }
 
     /// The engine.
@@ -115,22 +130,35 @@ impl Discovery {
     pub async fn consumers(&self, installation: &Installation) -> Result<Vec<Consumer>, DockerError> {
         let newest = self.host().and_then(|host| host.installations.get(&installation.id).cloned());
         let known = newest.as_ref().unwrap_or(installation);
+        let declarations = declarations(&self.source).await;
         let mut consumers = Vec::new();
         for consumer in &known.consumers {
-            let Some(container) = self.engine.container(&consumer.container).await? else {
-                continue;
-            };
-            let fresh = assemble::assemble(vec![container]);
+            let mut containers: Vec<Container> = Vec::new();
+            if consumer.host.is_none() {
+                match self.engine.container(&consumer.container).await? {
+                    Some(container) => containers.push(container),
+                    None => continue,
+                }
+            }
+            let fresh = assemble::assemble_with(containers, &declarations);
             if let Some(found) = fresh.installations.get(&installation.id) {
-                consumers.extend(found.consumers.iter().cloned());
+                let same = found.consumers.iter().filter(|one| one.container == consumer.container);
+                consumers.extend(same.cloned());
             }
         }
         Ok(consumers)
     }
 }
 
+/// Read off the async threads.
+async fn declarations(source: &Source) -> Declarations {
+    let source = source.clone();
+    tokio::task::spawn_blocking(move || source.read()).await.expect("reading files does not panic")
+}
+
 struct Task {
     config: Arc<Config>,
+    source: Source,
     engine: Arc<Engine>,
     requests: mpsc::Receiver<Request>,
     sender: watch::Sender<Option<Arc<Host>>>,
@@ -188,6 +216,7 @@ impl Task {
                     request = self.requests.recv() => match request {
                         None => return,
                         Some(Request::Scan(answer)) => { let _ = answer.send(None); }
+                        Some(Request::Search) => self.changed = None,
                         Some(Request::Note(note)) => self.note(note),
                     },
                     Some(answer) = self.answers.recv() => self.found(answer),
@@ -243,6 +272,9 @@ impl Task {
                 request = self.requests.recv() => match request {
                     None => return Err(()),
                     Some(Request::Note(note)) => self.note(note),
+                    Some(Request::Search) => {
+                        self.scan(true).await;
+                    }
                     Some(Request::Scan(answer)) => {
                         let fresh = self.scan(false).await;
                         let _ = answer.send(if fresh { self.sender.borrow().clone() } else { None });
@@ -270,9 +302,10 @@ impl Task {
         self.changed = Some(BTreeSet::new());
         self.search(&containers, changed);
         let names: Vec<String> = containers.iter().map(|c| c.name.clone()).collect();
-        let mut host = assemble::assemble(containers);
+        let declarations = declarations(&self.source).await;
+        let mut host = assemble::assemble_with(containers, &declarations);
         if let Some(before) = &self.scanned {
-            keep_orphans(&mut host, before, &names);
+            keep_orphans(&mut host, before, &names, &declarations);
         }
         let config = self.config.clone();
         let host = tokio::task::spawn_blocking(move || {
@@ -387,6 +420,7 @@ impl Task {
         };
         if let Some(picture) = &self.picture {
             merge::merge(&mut host, picture, &self.served, crate::app::now());
+            host.inferred = infer::found::all(&host, &self.containers);
         }
         host.findings.extend(self.notes.values().cloned());
         host.findings.extend(extra);
@@ -396,12 +430,21 @@ impl Task {
 }
 
 /// What lost its last container stays, unless that container is there again
-/// and declares something else.
-fn keep_orphans(host: &mut Host, before: &Host, names: &[String]) {
+/// and declares something else, or nobody declares it any more.
+fn keep_orphans(host: &mut Host, before: &Host, names: &[String], declarations: &Declarations) {
     for (id, installation) in &before.installations {
+        let still = match installation.management {
+            Management::Labels => true,
+            Management::Configuration => {
+                let container = installation.label.split('/').next().unwrap_or_default();
+                declarations.containers.contains_key(container)
+            }
+            // Known without any container.
+            Management::Adopted | Management::Discovered => false,
+        };
         let declared_away = installation.consumers.iter().any(|consumer| names.contains(&consumer.container));
         let conflict = host.findings.iter().any(|found| found.id == "label-conflict" && found.object == *id);
-        if !host.installations.contains_key(id) && !declared_away && !conflict {
+        if still && !host.installations.contains_key(id) && !declared_away && !conflict {
             host.installations
                 .insert(id.clone(), Installation { consumers: Vec::new(), ..installation.clone() });
         }
@@ -441,11 +484,11 @@ mod tests {
     fn a_recreated_container_loses_nothing() {
         let before = assemble::assemble(vec![web("web", "/srv/tls")]);
         let mut gone = Host::default();
-        keep_orphans(&mut gone, &before, &[]);
+        keep_orphans(&mut gone, &before, &[], &Declarations::default());
         let orphan = gone.installations.values().next().unwrap();
         assert!(orphan.consumers.is_empty());
         let mut relabelled = Host::default();
-        keep_orphans(&mut relabelled, &before, &["web".to_owned()]);
+        keep_orphans(&mut relabelled, &before, &["web".to_owned()], &Declarations::default());
         assert!(relabelled.installations.is_empty());
     }
 }

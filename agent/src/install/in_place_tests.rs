@@ -150,6 +150,7 @@ fn what_a_container_sees_is_looked_at_from_inside() {
         serves: false,
         endpoints: Vec::new(),
         inside: Inside { user: String::new(), files },
+        host: None,
     };
     bench.installation.consumers = vec![consumer.clone()];
     bench.install("1");

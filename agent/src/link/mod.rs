@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::adopt::Adopter;
 use crate::app;
 use crate::clock::{self, Clock, Standing};
 use crate::discover::finding;
@@ -165,6 +166,8 @@ pub struct Shared {
     pub clock: Arc<Clock>,
     /// What is to be done.
     pub orders: Arc<Orders>,
+    /// Takes on what was discovered.
+    pub adopter: Arc<Adopter>,
 }
 
 /// What the rest of the agent sees of the link.

@@ -7,7 +7,9 @@
 use std::time::Duration;
 
 use reseal_proto::channel::{self, Trust};
-use reseal_proto::v1::{BatchResult, CoordinatorMessage, Order, Welcome, agent_message, coordinator_message};
+use reseal_proto::v1::{
+    Adopt, BatchResult, CoordinatorMessage, Order, Welcome, agent_message, coordinator_message,
+};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
@@ -77,6 +79,14 @@ impl Link {
                         Reply::TurnedAway(batch) => self.full(&batch).await,
                         Reply::Result(batch) => {
                             self.tell_result(&mut line, &batch, true).await.map_err(|()| closed())?;
+                        }
+                        Reply::Adopt(adopt) => {
+                            // It looks at the host once more; the session goes on meanwhile.
+                            let (adopter, handle) = (self.shared.adopter.clone(), line.handle.clone());
+                            tokio::spawn(async move {
+                                let adopted = adopter.answer(adopt).await;
+                                let _ = handle.send(agent_message::Body::Adopted(adopted)).await;
+                            });
                         }
                         Reply::Acknowledged(batch) => {
                             if let Some(payload) = line.told.acknowledged(&batch) {
@@ -202,6 +212,7 @@ impl Link {
             }
             Some(Body::ResultAck(ack)) => return Ok(Reply::Acknowledged(ack.batch)),
             Some(Body::InventoryWanted(_)) => return Ok(Reply::Inventory),
+            Some(Body::Adopt(adopt)) => return Ok(Reply::Adopt(adopt)),
             Some(Body::Welcome(_)) => debug!("a second Welcome was ignored"),
             // A kind that only a newer coordinator knows.
             None => debug!("a message of an unknown kind was ignored"),
@@ -332,6 +343,7 @@ enum Reply {
     Inventory,
     TurnedAway(String),
     Result(String),
+    Adopt(Adopt),
     Acknowledged(String),
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{Options, Scanned};
 use crate::discover::Host;
 use crate::discover::found::{Discovered, KeyFile};
+use crate::discover::infer::Inferred;
 use crate::inventory;
 
 /// One document.
@@ -20,7 +21,8 @@ pub fn of(scanned: &Scanned, options: &Options) -> String {
             "summary": summary(scanned),
             "installations": host.installations.values()
                 .map(|installation| installation_json(&inventory::message(installation))).collect::<Vec<_>>(),
-            "discovered": host.discovered.values().map(discovered).collect::<Vec<_>>(),
+            "discovered": host.discovered.values()
+                .map(|found| discovered(found, host.inferred.get(&found.id))).collect::<Vec<_>>(),
             "trust_bundles": bundles(host),
             "trust_files": scanned.picture.paired.trust.iter()
                 .map(|file| json!({"path": file.path, "certificates": file.count})).collect::<Vec<_>>(),
@@ -68,9 +70,13 @@ fn bundles(host: &Host) -> Vec<Value> {
         .collect()
 }
 
-fn discovered(found: &Discovered) -> Value {
-    let mut value = installation_json(&inventory::discovered_message(found));
+fn discovered(found: &Discovered, inferred: Option<&Inferred>) -> Value {
+    let mut value = installation_json(&inventory::discovered_message(found, inferred));
     let Some(fields) = value.as_object_mut() else { return value };
+    if let Some(inferred) = inferred {
+        let adoption = json!({"decisions": inferred.decisions, "obstacles": inferred.obstacles});
+        fields.insert("adoption".into(), adoption);
+    }
     if let Some(files) = &found.files {
         fields.insert("format".into(), json!(files.format.name()));
         fields.insert("mount".into(), json!(files.mount));

@@ -10,11 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
+use crate::discover::declared::Source;
 use crate::discover::docker::{DockerError, Engine};
 use crate::discover::endpoints::Endpoints;
 use crate::discover::search::{Picture, Search};
 use crate::discover::watch::read_certificates;
-use crate::discover::{Host, assemble, merge};
+use crate::discover::{Host, assemble, infer, merge};
 
 /// What is shown, and how.
 #[derive(Clone, Debug, Default)]
@@ -55,10 +56,11 @@ pub async fn look(config: &Config) -> Result<Scanned, DockerError> {
     let engine = Engine::new(&config.docker);
     let containers = engine.containers().await?;
     let count = containers.len();
-    let mut host = assemble::assemble(containers.clone());
+    let source = Source::new(config);
     let settings = config.clone();
     let searched = containers.clone();
     let (mut host, picture) = tokio::task::spawn_blocking(move || {
+        let mut host = assemble::assemble_with(searched.clone(), &source.read());
         read_certificates(&settings, &mut host);
         let now = crate::app::now();
         let picture = if settings.discovery.off {
@@ -80,6 +82,7 @@ pub async fn look(config: &Config) -> Result<Scanned, DockerError> {
         Endpoints::default().look(&containers, &BTreeMap::new(), settings, |_| false).await
     };
     merge::merge(&mut host, &picture, &served, crate::app::now());
+    host.inferred = infer::found::all(&host, &containers);
     host.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
     Ok(Scanned { host, picture, containers: count, took: begun.elapsed() })
 }

@@ -11,7 +11,9 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::output::Format;
-use super::{audit, authority, certs, exit, findings, host, operator, policy, rotation, server, trust};
+use super::{
+    adopt, audit, authority, certs, exit, findings, host, operator, policy, rotation, server, trust,
+};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().effects(Effects::BOLD))
@@ -84,6 +86,8 @@ pub(crate) enum Command {
     Certs(certs::CertsArgs),
     /// What is wrong on the hosts, as their agents saw it. Changes nothing
     Findings(findings::FindingsArgs),
+    /// Have a host look after a certificate that it discovered; shows first what and why
+    Adopt(adopt::AdoptArgs),
     /// The blast radius of a rotation. Changes nothing
     Plan(rotation::plan::PlanArgs),
     /// Move certificates to new ones, in waves, each gated on verified success
@@ -126,6 +130,7 @@ impl Command {
             Self::Host(_) => "host",
             Self::Certs(_) => "certs",
             Self::Findings(_) => "findings",
+            Self::Adopt(_) => "adopt",
             Self::Plan(_) => "plan",
             Self::Rotate(_) => "rotate",
             Self::Rotation(_) => "rotation",

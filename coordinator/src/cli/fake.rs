@@ -230,6 +230,7 @@ impl Operator for Player {
         list_certificates(v1::ListCertificatesRequest) -> Items<v1::CertificateRow>;
         show_certificate(v1::ShowCertificateRequest) -> v1::ShowCertificateReply;
         list_findings(v1::ListFindingsRequest) -> Items<v1::HostFinding>;
+        adopt(v1::AdoptRequest) -> v1::AdoptReply;
         set_policy(v1::Policy) -> v1::Done;
         remove_policy(v1::RemovePolicyRequest) -> v1::Done;
         list_policies(v1::ListPoliciesRequest) -> v1::ListPoliciesReply;

@@ -9,11 +9,13 @@
 //! - `view`, `output`: what programs and people get.
 //! - `server`, `status`, `operator`, `policy`, `host`, `certs`, `findings`, `authority`,
 //!   `trust`, `audit`: one module per noun.
+//! - `adopt`: what was discovered becomes managed.
 //! - `rotation`: plan, rotate, watch, control, evidence: the incident.
 //!
 //! It calls the coordinator over gRPC; only `init`, `serve` and the offline
 //! `store` commands reach the server's modules. It decides nothing about a fleet.
 
+mod adopt;
 mod args;
 mod audit;
 mod authority;
@@ -126,6 +128,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError>
         Command::Host(command) => host::run(context, command).await,
         Command::Certs(args) => certs::run(context, args).await,
         Command::Findings(args) => findings::run(context, args).await,
+        Command::Adopt(args) => adopt::run(context, args).await,
         Command::Plan(args) => rotation::plan::run(context, args).await,
         Command::Rotate(args) => rotation::rotate::run(context, args).await,
         Command::Rotation(command) => rotation::run(context, command).await,

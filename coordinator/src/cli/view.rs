@@ -6,10 +6,12 @@
 //! these too.
 
 mod admin;
+mod adopt;
 mod fleet;
 mod rotation;
 
 pub(crate) use admin::*;
+pub(crate) use adopt::*;
 pub(crate) use fleet::*;
 pub(crate) use rotation::*;
 

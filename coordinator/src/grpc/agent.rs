@@ -210,10 +210,13 @@ impl Session {
                     }
                     self.same_clock()?;
                     Box::pin(self.recheck()).await?;
+                    for adopt in slot.questions() {
+                        self.outbox.send(ToAgent::Adopt(adopt)).await?;
+                    }
                     Box::pin(self.order()).await?;
                 }
                 message = self.inbox.message() => match message? {
-                    Some(AgentMessage { body: Some(body) }) => Box::pin(self.take(body)).await?,
+                    Some(AgentMessage { body: Some(body) }) => Box::pin(self.take(body, slot)).await?,
                     // A kind of message from a newer agent.
                     Some(AgentMessage { body: None }) => {}
                     None => return Ok(()),
@@ -318,7 +321,7 @@ impl Session {
         Ok(())
     }
 
-    async fn take(&mut self, body: FromAgent) -> Result<(), Status> {
+    async fn take(&mut self, body: FromAgent, slot: &Slot) -> Result<(), Status> {
         if self.peer.not_after < (self.parts.now)() {
             return Err(Status::unauthenticated(format!(
                 "the identity of host {} has expired on this stream",
@@ -372,6 +375,10 @@ impl Session {
             }
             FromAgent::Progress(progress) => {
                 self.show(progress);
+                Ok(())
+            }
+            FromAgent::Adopted(adopted) => {
+                slot.answered(adopted);
                 Ok(())
             }
             FromAgent::Result(result) => {

@@ -22,7 +22,7 @@ pub struct Draft {
     pub action: String,
     /// What it was done to.
     pub object: String,
-    /// "done" or "refused".
+    /// "done" or "refused"; of what another has to do "asked" before, and "unanswered".
     pub outcome: String,
     /// More, for people.
     pub detail: String,

@@ -185,7 +185,8 @@ impl Agent {
                 Ok(())
             }
             Some(Said::InventoryWanted(_)) => self.tell_inventory(live, true).await.map_err(|()| closed()),
-            Some(Said::Welcome(_)) | None => Ok(()),
+            // Nothing is discovered on these hosts, and nobody asks.
+            Some(Said::Welcome(_) | Said::Adopt(_)) | None => Ok(()),
         }
     }
 

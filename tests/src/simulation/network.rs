@@ -195,5 +195,6 @@ pub(super) fn described(body: &Body) -> String {
         Body::Chains(chains) => format!("Chains {} for {}", chains.batch, chains.issued.len()),
         Body::ResultAck(ack) => format!("ResultAck {}", ack.batch),
         Body::InventoryWanted(_) => "InventoryWanted".into(),
+        Body::Adopt(adopt) => format!("Adopt {}", adopt.installation),
     }
 }

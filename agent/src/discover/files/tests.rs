@@ -69,8 +69,6 @@ fn a_hostile_tree_neither_holds_nor_leads_out() {
     huge.set_len(4 << 20).unwrap();
     fs::File::create(at("hole")).unwrap().set_len(1 << 40).unwrap();
     fs::write(at("name\x1b[31m\n\u{202e}"), certificate("odd.test")).unwrap();
-    fs::create_dir(at(".reseal")).unwrap();
-    fs::write(at(".reseal/old"), certificate("old.test")).unwrap();
     let mut deep = at("deep");
     for _ in 0..40 {
         fs::create_dir(&deep).unwrap();

@@ -45,8 +45,6 @@ impl Default for Limits {
     }
 }
 
-/// The agent's own generations: what is in use of them is declared.
-const GENERATIONS: &[u8] = b".reseal";
 /// Kernel file systems that hold no files of anybody (statfs(2)).
 const PSEUDO: [u64; 14] = [
     0x9fa0,      // proc
@@ -252,7 +250,6 @@ impl Walk<'_> {
             }
         }
         match stat.map_or(kind, |stat| FileType::from_raw_mode(stat.st_mode)) {
-            FileType::Directory if name.to_bytes() == GENERATIONS => {}
             FileType::Directory => directories.push(name.to_owned()),
             FileType::Symlink => self.links.push(joined(path, name)),
             FileType::RegularFile => {

@@ -3,6 +3,7 @@
 //! This file is the allow-list and the dispatch; the work is in the files
 //! beside it. Every change is one commit with its audit entry in it.
 
+mod adopt;
 mod authorities;
 pub(in crate::grpc) mod certificates;
 mod choose;
@@ -33,6 +34,7 @@ use tracing::Instrument as _;
 
 use super::auth::{self, Caller, OperatorRole};
 use super::convert::status;
+use super::sessions::Sessions;
 use crate::domain::Now;
 use crate::domain::allowance::Allowance;
 use crate::issuance::Issuance;
@@ -63,6 +65,8 @@ pub(crate) struct OperatorService {
     pub(crate) view: View,
     /// Who is connected.
     pub(crate) presence: Presence,
+    /// Their streams: what a host is asked goes over them.
+    pub(crate) sessions: Sessions,
     /// CSRs in, chains out.
     pub(crate) issuance: Issuance,
     /// The control plane.
@@ -246,6 +250,13 @@ impl Operator for OperatorService {
         };
         tokio::spawn(work.instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn adopt(&self, request: Request<AdoptRequest>) -> Reply<AdoptReply> {
+        let look = request.get_ref().dry_run;
+        let least = if look { OperatorRole::Viewer } else { OperatorRole::Operator };
+        let (caller, request, span) = self.let_in(request, least, "adopt").await?;
+        OperatorService::adopt(self, &caller, request).instrument(span).await.map(Response::new)
     }
 
     async fn set_policy(&self, request: Request<Policy>) -> Reply<Done> {

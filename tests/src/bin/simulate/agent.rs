@@ -124,6 +124,7 @@ async fn session(identity: &Identity, held: &mut Vec<Held>, fleet: &Fleet) -> an
                 }
                 FromCoordinator::ResultAck(_) => fleet.acknowledged.add(1),
                 FromCoordinator::Chains(_) => anyhow::bail!("an answer nobody asked for"),
+                FromCoordinator::Adopt(_) => anyhow::bail!("nothing is discovered here"),
             },
         }
     }
