@@ -172,11 +172,8 @@ impl Declared {
         let mut paths: BTreeSet<String> = host.trusts.iter().map(|trust| trust.place.id()).collect();
         let mut certificates = BTreeSet::new();
         for installation in host.installations.values() {
-            let place = &installation.place;
             paths.insert(installation.id.clone());
-            if !place.key.is_empty() {
-                paths.insert(place.path_of(&place.key));
-            }
+            paths.extend(installation.place.files().iter().map(|file| file.path()));
             if let Some(facts) = &installation.certificate {
                 let directory = pairing::directory(&installation.id).to_owned();
                 certificates.insert((directory, facts.fingerprint.clone()));

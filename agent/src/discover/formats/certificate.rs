@@ -86,9 +86,9 @@ pub fn read_all(certificates: &[Vec<u8>]) -> Vec<Certificate> {
     read
 }
 
-/// Fingerprint of a certificate, or of anything.
-pub fn fingerprint(der: &[u8]) -> [u8; 32] {
-    sha256(der)
+/// SHA-256 over the SubjectPublicKeyInfo of a certificate.
+pub fn spki_sha256(der: &[u8]) -> Option<[u8; 32]> {
+    facts::parse(der).ok().map(|certificate| sha256(certificate.public_key().raw))
 }
 
 fn weak_signature(certificate: &X509Certificate<'_>) -> Option<&'static str> {

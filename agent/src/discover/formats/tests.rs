@@ -135,6 +135,26 @@ fn a_trust_store_is_counted() {
 }
 
 #[test]
+fn key_stores_open_as_far_as_they_do() {
+    use crate::keystore::{Password, jks, pkcs12};
+    let (leaf, key) = own("a.test");
+    let chain = [rustls_pki_types::CertificateDer::from(leaf)];
+    let password = |text: &str| Password::read(text.as_bytes()).unwrap();
+    let java = jks::write(&chain, &key, &password("secret"), "a", 0).unwrap();
+    let known = pkcs12::write(&chain, &key, &password("changeit"), "a").unwrap();
+    let secret = pkcs12::write(&chain, &key, &password("secret"), "a").unwrap();
+    for (store, format) in [(&java, Format::Jks), (&known, Format::Pkcs12)] {
+        assert_eq!(may_be(&store[..40], store.len() as u64), Some(format));
+        let content = read(store).unwrap();
+        assert_eq!((content.format, content.count, content.locked), (format, 1, false));
+        let spki = content.keys[0].spki_sha256.unwrap();
+        assert_eq!(content.certificates[0].facts.spki_sha256, spki);
+    }
+    let content = read(&secret).unwrap();
+    assert_eq!((content.format, content.locked, content.count), (Format::Pkcs12, true, 0));
+}
+
+#[test]
 fn what_is_none() {
     for bytes in [&b""[..], b"\x30", b"\x30\x00", b"hello", b"-----BEGIN ", b"-----BEGIN CERTIFICATE-----"] {
         assert_eq!(read(bytes), None, "{bytes:?}");
