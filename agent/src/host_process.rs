@@ -76,6 +76,12 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// This agent sees the host under another root.
+    #[error("`{command}` was not run: an agent in a container cannot run commands on the host")]
+    Away {
+        /// As the table of programs has it.
+        command: String,
+    },
     /// A command cannot be started.
     #[error("cannot run `{command}` on the host")]
     Start {
@@ -111,7 +117,9 @@ impl HostError {
             Self::PidFile { .. } | Self::Several { .. } | Self::Unnamed => "process-unknown",
             Self::NotCaught { .. } => "signal-not-caught",
             Self::Process { .. } => "process-invisible",
-            Self::Start { .. } | Self::Command { .. } | Self::Timeout { .. } => "exec-failed",
+            Self::Away { .. } | Self::Start { .. } | Self::Command { .. } | Self::Timeout { .. } => {
+                "exec-failed"
+            }
         }
     }
 }

@@ -362,6 +362,10 @@ async fn step_on_host(
                 tokio::task::spawn_blocking(move || host_process::signal(&process, signal, &root)).await;
             sent.expect("a signal does not panic").map_err(failed)
         }
+        // From the table of programs: in a container it would run in the wrong place.
+        Reload::Exec(_) if host_root != Path::new("/") => {
+            Err(failed(HostError::Away { command: step.to_string() }))
+        }
         Reload::Exec(command) => host_process::run(command).await.map_err(failed),
         // Never declared for a process: the configuration refuses it.
         Reload::Restart => Ok(()),

@@ -242,7 +242,7 @@ fn a_host_that_was_off_for_weeks_comes_back_by_an_invitation() -> Result<()> {
     })?;
     proof::no_mismatched_pair(&world)?;
     wait_until("the new one on record", LONG, || {
-        let list = world.coordinator.json(&["certs"])?;
+        let list = world.coordinator.json(&["certs", "--managed"])?;
         ensure!(list[0]["status"] == "ok", "{list}");
         Ok(())
     })?;

@@ -33,7 +33,7 @@ fn lay(binaries: Binaries, lies: &[Lie]) -> Result<(World, Vec<Laid>)> {
     }
     // Proved, so that what was there before is gone.
     wait_until("every first renewal at its end", LONG, || {
-        let certificates = world.coordinator.json(&["certs"])?;
+        let certificates = world.coordinator.json(&["certs", "--managed"])?;
         let rows = certificates.as_array().context("rows")?;
         let good = rows.iter().filter(|row| row["authority"] == "builtin/a" && row["status"] == "ok").count();
         ensure!(good == laid.len(), "{certificates}");

@@ -109,7 +109,7 @@ impl World {
         }
         waited?;
         wait_until("every certificate on record", Duration::from_secs(30), || {
-            let list = self.coordinator.json(&["certs"])?;
+            let list = self.coordinator.json(&["certs", "--managed"])?;
             let rows = list.as_array().context("a list of certificates")?;
             // A service that is just being started again would be planned as unserved.
             let runs = |row: &Value| {

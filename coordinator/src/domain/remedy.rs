@@ -111,6 +111,10 @@ pub const TABLE: &[(&str, &str)] = &[
         "process-invisible",
         "see `reseal-agent doctor` on {host}: the agent cannot see the container's process; then retry",
     ),
+    (
+        "process-unknown",
+        "correct unit or pid-file of that process in the agent's configuration on {host}; then retry",
+    ),
     ("exec-failed", "run the command that the reason names in the container, mend it; then retry"),
     ("docker-failed", "see that Docker on {host} answers: `reseal-agent doctor`; then retry"),
     // Verifying.

@@ -43,7 +43,10 @@ fn keys(host: &Host) -> BTreeMap<String, Vec<&str>> {
 fn reloads(discovered: &Discovered, containers: &BTreeMap<&str, &Container>) -> BTreeMap<String, String> {
     let known = discovered.users.iter().filter_map(|user| {
         let known = programs::known_for_file(containers.get(user.container.as_str())?, &user.path)?;
-        Some((user.container.clone(), known.ladder.to_string()))
+        // One that takes it only by a restart has no step here: its label has to allow that.
+        let how =
+            if known.watches { "none (it watches the file)".to_owned() } else { known.ladder.to_string() };
+        (known.watches || !known.ladder.0.is_empty()).then(|| (user.container.clone(), how))
     });
     known.collect()
 }
