@@ -22,6 +22,9 @@ use crate::store::{AuditDraft, Commit};
 
 /// How long a host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether its report has come, and how soon again: two seconds.
+const REPORT_LOOKS: usize = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// Digits of a fingerprint at least.
 const LEAST_DIGITS: usize = 8;
 /// Lines of a host's answer that are told, and characters of each.
@@ -63,6 +66,7 @@ impl OperatorService {
         match act.ask().await {
             Ok(outcome) => {
                 act.record("done", "").await?;
+                self.reported(&request, &id).await?;
                 reply.outcome = outcome.into();
                 Ok(reply)
             }
@@ -75,6 +79,21 @@ impl OperatorService {
                 Err(refusal)
             }
         }
+    }
+
+    /// Waits until the host has reported what it did, so that whoever asked can go on from
+    /// there at once. A host that is slow at that is not waited for much longer.
+    async fn reported(&self, request: &AdoptRequest, id: &str) -> Result<(), Status> {
+        for _ in 0..REPORT_LOOKS {
+            let (installations, _) = self.inventory(&request.host).await?;
+            let one = installations.iter().find(|one| one.id == id);
+            let adopted = one.is_some_and(|one| one.management() == Management::Adopted);
+            if adopted != request.release {
+                return Ok(());
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        Ok(())
     }
 
     async fn would_be_issued(
