@@ -12,19 +12,18 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use reseal_proto::facts::printable;
 use reseal_proto::v1::Finding;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use tokio::io::AsyncReadExt as _;
 
 use crate::discover::declared::HostProcess;
+use crate::discover::output::{self, Output};
+use crate::discover::processes::{catches, parent, words};
 use crate::discover::{Command, Container, Signal, finding};
 
 /// What a command may take before it is ended.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Of a command's output, for the error message; bytes.
-const OUTPUT_KEPT: usize = 2048;
 /// A pid file is not larger, bytes.
 const PID_BYTES: u64 = 64;
 
@@ -216,18 +215,6 @@ fn groups(unit: &str) -> Vec<PathBuf> {
     all.map(|(root, below)| PathBuf::from(root).join(below).join("cgroup.procs")).collect()
 }
 
-/// The process that started it; `None` when it is not seen.
-fn parent(pid: i32) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
-}
-
-fn words(pid: i32) -> Vec<String> {
-    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
-    words.take(256).map(|word| printable(&String::from_utf8_lossy(word))).collect()
-}
-
 /// Signals it, if it catches the signal. The process is held before it is looked
 /// for again, so that a number that was given to another one meanwhile is never signalled.
 pub fn signal(process: &HostProcess, signal: Signal, host_root: &Path) -> Result<(), HostError> {
@@ -243,7 +230,7 @@ pub fn signal(process: &HostProcess, signal: Signal, host_root: &Path) -> Result
         Err(rustix::io::Errno::SRCH) => return Err(gone()),
         Err(errno) => return Err(failed(errno.into())),
     };
-    if !crate::discover::processes::catches(pid, signal).map_err(failed)? {
+    if !catches(pid, signal).map_err(failed)? {
         return Err(HostError::NotCaught { process: process.to_string(), pid, signal: signal.name() });
     }
     if find(process, host_root)? != pid {
@@ -262,8 +249,8 @@ pub async fn run(command: &Command) -> Result<(), HostError> {
     let (program, arguments) =
         command.0.split_first().ok_or_else(|| start(io::Error::other("the command is empty")))?;
     let (theirs, mut ours) = tokio::net::unix::pipe::pipe().map_err(start)?;
-    let output = theirs.into_blocking_fd().map_err(start)?;
-    let twice = output.try_clone().map_err(start)?;
+    let written = theirs.into_blocking_fd().map_err(start)?;
+    let twice = written.try_clone().map_err(start)?;
     let mut child = tokio::process::Command::new(program)
         .args(arguments)
         .env_clear()
@@ -271,12 +258,12 @@ pub async fn run(command: &Command) -> Result<(), HostError> {
         .env("LANG", "C.UTF-8")
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(output)
+        .stdout(written)
         .stderr(twice)
         .kill_on_drop(true)
         .spawn()
         .map_err(start)?;
-    let mut kept: Vec<u8> = Vec::new();
+    let mut kept = Output::default();
     let wait = async {
         let mut chunk = [0; 4096];
         let mut open = true;
@@ -286,11 +273,7 @@ pub async fn run(command: &Command) -> Result<(), HostError> {
                 ended = child.wait() => break ended,
                 read = ours.read(&mut chunk), if open => match read {
                     Ok(0) | Err(_) => open = false,
-                    Ok(bytes) => {
-                        kept.extend_from_slice(&chunk[..bytes]);
-                        let surplus = kept.len().saturating_sub(OUTPUT_KEPT);
-                        kept.drain(..surplus);
-                    }
+                    Ok(bytes) => kept.take(&chunk[..bytes]),
                 },
             }
         }
@@ -303,14 +286,11 @@ pub async fn run(command: &Command) -> Result<(), HostError> {
     if status.success() {
         return Ok(());
     }
-    let mut rest = [0; OUTPUT_KEPT];
+    let mut rest = [0; output::KEPT];
     while let Ok(bytes @ 1..) = ours.try_read(&mut rest) {
-        kept.extend_from_slice(&rest[..bytes]);
-        let surplus = kept.len().saturating_sub(OUTPUT_KEPT);
-        kept.drain(..surplus);
+        kept.take(&rest[..bytes]);
     }
-    let said = String::from_utf8_lossy(&kept).trim().replace('\n', "; ");
-    Err(HostError::Command { command: text, status: status.to_string(), output: printable(&said) })
+    Err(HostError::Command { command: text, status: status.to_string(), output: kept.line() })
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ async fn a_command_runs_and_says_what_went_wrong() {
     run(&command("sh -c 'sleep 5 & true'")).await.unwrap();
     // Much output neither fills memory nor blocks it.
     let much = run(&command("sh -c 'head -c 3000000 /dev/zero | tr \"\\0\" x; exit 1'")).await.unwrap_err();
-    assert!(much.to_string().len() < OUTPUT_KEPT + 200);
+    assert!(much.to_string().len() < output::KEPT + 200);
     // Nothing of the agent's own environment gets there.
     run(&command("sh -c 'test -z \"$CARGO_PKG_NAME$HOME\"'")).await.unwrap();
 }

@@ -15,7 +15,7 @@ use reseal_proto::v1::{self, Finding, InventoryDelta, TrustStore};
 use crate::discover::assemble::MAX_INSTALLATIONS;
 use crate::discover::found::Discovered;
 use crate::discover::infer::Inferred;
-use crate::discover::{Endpoint, Host, Installation, TrustTarget, finding};
+use crate::discover::{Endpoint, Host, Installation, TrustTarget, finding, sort_findings};
 
 /// Findings of one host that are reported.
 pub const MAX_FINDINGS: usize = 900;
@@ -206,7 +206,7 @@ fn bounded(mut findings: Vec<Finding>) -> Vec<Finding> {
         let severity = worst_left_out.unwrap_or_else(|| "critical".to_owned());
         findings.push(finding("too-many", "findings", &what, &severity));
     }
-    findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+    sort_findings(&mut findings);
     findings
 }
 

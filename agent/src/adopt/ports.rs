@@ -6,14 +6,14 @@
 //! host's own network, where every program of the host would be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use reseal_proto::facts::sha256;
 
 use crate::discover::infer::found::verify_label;
+use crate::discover::sockets::{self, Socket};
 use crate::discover::{Container, Endpoint, Starttls};
 use crate::verify::probe;
 
@@ -95,42 +95,26 @@ fn listening(pid: i32) -> BTreeSet<u16> {
     if pid <= 0 || is_own_network(pid) {
         return BTreeSet::new();
     }
-    let lists = ["tcp", "tcp6"].into_iter().filter_map(|list| {
-        let mut text = String::new();
-        let file = std::fs::File::open(format!("/proc/{pid}/net/{list}")).ok()?;
-        file.take(MOST_BYTES).read_to_string(&mut text).ok()?;
-        Some(text)
-    });
-    lists.flat_map(|text| listed(&text)).collect()
+    let sockets = sockets::listening(pid, MOST_BYTES).unwrap_or_default();
+    sockets.into_iter().filter(is_reachable).map(|socket| socket.port).collect()
 }
 
 fn is_own_network(pid: i32) -> bool {
-    let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net"));
-    match (network(&pid.to_string()), network("self")) {
-        (Ok(theirs), Ok(ours)) => theirs == ours,
+    match (sockets::namespace(&pid.to_string(), "net"), sockets::namespace("self", "net")) {
+        (Some(theirs), Some(ours)) => theirs == ours,
         // What cannot be seen is left alone.
         (_, _) => true,
     }
 }
 
-/// Ports in a list of sockets (proc(5), `/proc/net/tcp`): state 0A is listening.
-fn listed(text: &str) -> BTreeSet<u16> {
-    text.lines()
-        .skip(1)
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let (local, state) = (words.nth(1)?, words.nth(1)?);
-            let (address, port) = local.split_once(':')?;
-            let loopback = address == "0100007F" || address == "00000000000000000000000001000000";
-            (state == "0A" && !loopback).then(|| u16::from_str_radix(port, 16).ok()).flatten()
-        })
-        .collect()
+/// Not bound to loopback alone.
+fn is_reachable(socket: &Socket) -> bool {
+    ![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].contains(&socket.address)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn reads_what_listens() {
@@ -139,7 +123,8 @@ mod tests {
                     1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n\
                     2: 020011AC:0050 0A000001:9C40 01 00000000:00000000 00:00000000 00000000     0\n\
                     3: 020011AC:20FB 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n";
-        assert_eq!(listed(text), BTreeSet::from([443, 8443]));
+        let ports = text.lines().filter_map(sockets::listener).filter(is_reachable).map(|socket| socket.port);
+        assert_eq!(ports.collect::<BTreeSet<u16>>(), BTreeSet::from([443, 8443]));
     }
 
     #[test]
@@ -148,12 +133,5 @@ mod tests {
         assert!(is_own_network(own));
         assert_eq!(listening(own), BTreeSet::new());
         assert_eq!(listening(0), BTreeSet::new());
-    }
-
-    proptest! {
-        #[test]
-        fn never_panics(text in "(.{0,40}\n){0,6}") {
-            let _ = listed(&text);
-        }
     }
 }

@@ -15,7 +15,7 @@ use super::labels::{Certificate, Declared, Trust};
 use super::mounts::{self, Located, MountError};
 use super::{
     Consumer, Container, Endpoint, Host, Inside, Installation, Ladder, Place, Port, Server, TrustTarget,
-    Wanted, Within, finding, programs, reloads,
+    Wanted, Within, finding, programs, reloads, sort_findings,
 };
 
 /// More installations on one host are not reported.
@@ -295,7 +295,7 @@ impl Assembly {
             }
         }
         self.findings.extend(reloads::of_installations(&self.installations));
-        self.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+        sort_findings(&mut self.findings);
         self.findings.dedup();
         Host {
             installations: self.installations,

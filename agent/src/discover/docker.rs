@@ -24,14 +24,13 @@ use futures_util::{Stream, StreamExt};
 use reseal_proto::facts::printable;
 
 use super::mounts::Mount;
+use super::output::Output;
 use super::{Command, Container, Layers, Signal, labels, processes};
 
 const LABELS: &str = "reseal.";
 
 /// What a command inside a container may take before it is given up.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
-/// Of a command's output, for the error message; bytes.
-const OUTPUT_KEPT: usize = 2048;
 /// What changes the picture. `exec_*`, `health_status` and the like do not.
 const EVENTS: [&str; 9] =
     ["create", "start", "die", "destroy", "rename", "pause", "unpause", "restart", "update"];
@@ -224,24 +223,18 @@ impl Engine {
         };
         let exec = client.create_exec(container, options).await.map_err(&failed)?;
         let started = client.start_exec(&exec.id, None).await.map_err(&failed)?;
-        let mut output: Vec<u8> = Vec::new();
+        let mut output = Output::default();
         if let StartExecResults::Attached { output: mut stream, .. } = started {
             while let Some(chunk) = stream.next().await {
                 let (LogOutput::StdErr { message }
                 | LogOutput::StdOut { message }
                 | LogOutput::StdIn { message }
                 | LogOutput::Console { message }) = chunk.map_err(&failed)?;
-                output.extend_from_slice(&message);
-                // The last lines say what went wrong.
-                let surplus = output.len().saturating_sub(OUTPUT_KEPT);
-                output.drain(..surplus);
+                output.take(&message);
             }
         }
         let inspected = client.inspect_exec(&exec.id).await.map_err(&failed)?;
-        Ok(Ended {
-            status: inspected.exit_code.unwrap_or(-1),
-            output: printable(String::from_utf8_lossy(&output).trim().replace('\n', "; ").as_str()),
-        })
+        Ok(Ended { status: inspected.exit_code.unwrap_or(-1), output: output.line() })
     }
 }
 

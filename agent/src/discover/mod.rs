@@ -26,12 +26,14 @@ pub mod labels;
 pub mod merge;
 pub mod methods;
 pub mod mounts;
+pub mod output;
 pub mod pairing;
 pub mod processes;
 pub mod programs;
 mod reloads;
 pub mod search;
 pub mod settings;
+pub mod sockets;
 mod values;
 pub mod watch;
 
@@ -328,6 +330,11 @@ pub struct TrustTarget {
     pub mode: Option<u32>,
     /// Who loads it.
     pub consumers: Vec<Consumer>,
+}
+
+/// The order in which findings are kept and reported.
+pub fn sort_findings(findings: &mut [Finding]) {
+    findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
 }
 
 /// Makes a finding; control characters are taken out.

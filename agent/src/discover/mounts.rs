@@ -124,9 +124,18 @@ const WHOLE: [&str; 10] = [
     "/var/lib/docker/volumes",
 ];
 
+/// Where a container uses a file of the host, if it does: where it sees it, but for a
+/// mount of the whole system.
+pub fn used_at(mounts: &[Mount], path: &str) -> Option<String> {
+    through(mounts, mounts.iter().filter(|mount| !WHOLE.contains(&mount.source.as_str())), path)
+}
+
 /// Where a container sees a file of the host, if it does: its mounts the other way round.
 pub fn seen_at(mounts: &[Mount], path: &str) -> Option<String> {
-    let candidates = mounts.iter().filter(|mount| !WHOLE.contains(&mount.source.as_str()));
+    through(mounts, mounts.iter(), path)
+}
+
+fn through<'a>(mounts: &[Mount], candidates: impl Iterator<Item = &'a Mount>, path: &str) -> Option<String> {
     candidates
         .filter_map(|mount| {
             let below = beneath(&mount.source, path)?;
@@ -192,10 +201,10 @@ mod tests {
             mount("/srv/other", "/etc/tls/sub", "bind"),
             mount("/", "/host", "bind"),
         ];
-        assert_eq!(seen_at(&mounts, "/srv/tls/a.crt").as_deref(), Some("/etc/tls/a.crt"));
-        assert_eq!(seen_at(&mounts, "/srv/tls/sub/a.crt"), None, "another mount lies over it");
-        assert_eq!(seen_at(&mounts, "/srv/tlsx/a.crt"), None);
-        assert_eq!(seen_at(&mounts, "/root/a.crt"), None, "the whole host is mounted: no user");
+        assert_eq!(used_at(&mounts, "/srv/tls/a.crt").as_deref(), Some("/etc/tls/a.crt"));
+        assert_eq!(used_at(&mounts, "/srv/tls/sub/a.crt"), None, "another mount lies over it");
+        assert_eq!(used_at(&mounts, "/srv/tlsx/a.crt"), None);
+        assert_eq!(used_at(&mounts, "/root/a.crt"), None, "the whole host is mounted: no user");
     }
 
     proptest! {
@@ -203,7 +212,7 @@ mod tests {
         fn there_and_back(parts in proptest::collection::vec("[a-z]{1,3}", 1..4)) {
             let mounts = [mount("/srv/m", "/in", "volume")];
             let path = format!("/srv/m/{}", parts.join("/"));
-            let inside = seen_at(&mounts, &path).unwrap();
+            let inside = used_at(&mounts, &path).unwrap();
             prop_assert_eq!(locate(&mounts, &inside).unwrap().path(), path);
         }
 

@@ -306,7 +306,9 @@ impl<'a> Users<'a> {
         let mut users: Vec<User> = self
             .containers
             .iter()
-            .filter_map(|container| inside(container, path).map(|path| user(container, &path)))
+            .filter_map(|container| {
+                mounts::seen_at(&container.mounts, path).map(|path| user(container, &path))
+            })
             .collect();
         users.sort_by(|a, b| a.container.cmp(&b.container));
         users
@@ -327,20 +329,6 @@ pub fn user(container: &Container, path: &str) -> User {
         running: container.running,
         path: path.to_owned(),
     }
-}
-
-/// Where a container sees a file of the host: not where another mount covers it.
-fn inside(container: &Container, path: &str) -> Option<String> {
-    let mounted = container.mounts.iter().filter(|mount| matches!(mount.kind.as_str(), "bind" | "volume"));
-    mounted.filter(|mount| !mount.source.is_empty()).find_map(|mount| {
-        let below = mounts::beneath(&mount.source, path)?;
-        let seen = on_host(&mount.destination, below);
-        let covered = container.mounts.iter().any(|other| {
-            other.destination.len() > mount.destination.len()
-                && mounts::beneath(&other.destination, &seen).is_some()
-        });
-        (!covered).then_some(seen)
-    })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use super::declared::{Declarations, Source};
 use super::docker::{DockerError, Engine};
 use super::endpoints::{Endpoints, Served};
 use super::search::{self, Answer, Picture};
-use super::{Consumer, Container, Host, Installation, assemble, finding, infer, merge};
+use super::{Consumer, Container, Host, Installation, assemble, finding, infer, merge, sort_findings};
 use crate::config::Config;
 use crate::{chain, inside, install};
 
@@ -424,7 +424,7 @@ impl Task {
         }
         host.findings.extend(self.notes.values().cloned());
         host.findings.extend(extra);
-        host.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+        sort_findings(&mut host.findings);
         self.sender.send_replace(Some(Arc::new(host)));
     }
 }

@@ -15,7 +15,7 @@ use crate::discover::docker::{DockerError, Engine};
 use crate::discover::endpoints::Endpoints;
 use crate::discover::search::{Picture, Search};
 use crate::discover::watch::read_certificates;
-use crate::discover::{Host, assemble, infer, merge};
+use crate::discover::{Host, assemble, infer, merge, sort_findings};
 
 /// What is shown, and how.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +83,7 @@ pub async fn look(config: &Config) -> Result<Scanned, DockerError> {
     };
     merge::merge(&mut host, &picture, &served, crate::app::now());
     host.inferred = infer::found::all(&host, &containers);
-    host.findings.sort_by(|a, b| (&a.id, &a.object, &a.message).cmp(&(&b.id, &b.object, &b.message)));
+    sort_findings(&mut host.findings);
     Ok(Scanned { host, picture, containers: count, took: begun.elapsed() })
 }
 

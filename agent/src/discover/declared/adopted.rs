@@ -85,7 +85,7 @@ impl Adopted {
         let mut fields = self.fields.clone();
         for key in PATHS {
             if let Some(path) = fields.get_mut(key) {
-                *path = mounts::seen_at(&container.mounts, path)?;
+                *path = mounts::used_at(&container.mounts, path)?;
             }
         }
         if let Some(verify) = self.verify(container) {

@@ -6,17 +6,12 @@
 //! nothing is dialled. Needs to see the containers' processes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt as _;
 
 use crate::discover::Container;
+use crate::discover::sockets::{MOST_BYTES, listening, namespace};
 
-/// Of each list; listening sockets come first in it.
-const MOST_BYTES: u64 = 4 * 1024 * 1024;
-/// The state "listening" (include/net/tcp_states.h).
-const LISTENING: &str = "0A";
 /// Processes and open files that are looked through for the owners of sockets.
 const MOST_PROCESSES: usize = 20_000;
 const MOST_FILES: usize = 20_000;
@@ -32,14 +27,6 @@ pub struct Listener {
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// A listening socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Socket {
-    address: IpAddr,
-    port: u16,
-    inode: u64,
-}
-
 /// The ports of all running containers. Blocking.
 pub fn listeners(containers: &[Container]) -> Vec<Listener> {
     let own = namespace("self", "net");
@@ -53,7 +40,7 @@ pub fn listeners(containers: &[Container]) -> Vec<Listener> {
     let mut found: BTreeMap<(usize, u16), BTreeSet<IpAddr>> = BTreeMap::new();
     for (network, sharers) in &networks {
         let alone = sharers.len() == 1 && own != Some(*network);
-        for socket in sockets(containers[sharers[0]].pid) {
+        for socket in listening(containers[sharers[0]].pid, MOST_BYTES).unwrap_or_default() {
             let owner = if alone {
                 Some(sharers[0])
             } else {
@@ -61,52 +48,12 @@ pub fn listeners(containers: &[Container]) -> Vec<Listener> {
                 owners.get(&socket.inode).copied()
             };
             if let Some(owner) = owner {
-                found.entry((owner, socket.port)).or_default().insert(socket.address);
+                found.entry((owner, socket.port)).or_default().insert(socket.address.to_canonical());
             }
         }
     }
     let listener = |((container, port), addresses)| Listener { container, port, addresses };
     found.into_iter().map(listener).collect()
-}
-
-/// The inode of a process's namespace.
-fn namespace(process: &str, kind: &str) -> Option<u64> {
-    fs::metadata(format!("/proc/{process}/ns/{kind}")).ok().map(|metadata| metadata.ino())
-}
-
-fn sockets(pid: i32) -> Vec<Socket> {
-    let mut found = Vec::new();
-    for list in ["tcp", "tcp6"] {
-        if let Ok(file) = File::open(format!("/proc/{pid}/net/{list}")) {
-            let lines = BufReader::new(file.take(MOST_BYTES)).lines().map_while(Result::ok);
-            found.extend(lines.filter_map(|line| socket(&line)));
-        }
-    }
-    found
-}
-
-/// A line of the list, if its socket listens.
-fn socket(line: &str) -> Option<Socket> {
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let (local, state, inode) = (*words.get(1)?, *words.get(3)?, *words.get(9)?);
-    if state != LISTENING {
-        return None;
-    }
-    let (address, port) = local.split_once(':')?;
-    // Words of 32 bits as they lie in memory.
-    let word = |at: usize| {
-        let digits = address.get(at * 8..at * 8 + 8)?;
-        u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
-    };
-    let address = match address.len() {
-        8 => IpAddr::from(word(0)?),
-        32 => {
-            let bytes = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
-            IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical()
-        }
-        _ => return None,
-    };
-    Some(Socket { address, port: u16::from_str_radix(port, 16).ok()?, inode: inode.parse().ok()? })
 }
 
 /// Socket → container, by the open files of the processes in each container.
@@ -143,19 +90,6 @@ fn owners_of_sockets(containers: &[Container]) -> HashMap<u64, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_of_the_kernel() {
-        let four = "   0: 00000000:01BB 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 54321 1 0";
-        let read = socket(four).unwrap();
-        assert_eq!((read.address.to_string().as_str(), read.port, read.inode), ("0.0.0.0", 443, 54321));
-        let six = "   1: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1 0";
-        assert_eq!(socket(six).unwrap().address.to_string(), "::1");
-        assert_eq!(socket(&four.replace(" 0A ", " 01 ")), None);
-        for odd in ["", "x", "0: 0:0 0:0 0A 0 0 0 0 0 0", "  sl  local_address rem_address   st"] {
-            assert_eq!(socket(odd), None, "{odd}");
-        }
-    }
 
     #[test]
     fn a_socket_of_this_process_is_found_and_is_whose_process_holds_it() {

@@ -9,7 +9,7 @@
 pub mod listeners;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -17,7 +17,7 @@ use futures_util::StreamExt as _;
 use super::formats::{Certificate, certificate};
 use super::found::User;
 use super::settings::Settings;
-use super::{Container, Endpoint, Within, pairing};
+use super::{Container, Endpoint, Within, pairing, sockets};
 use crate::verify::probe;
 use listeners::{Listener, listeners};
 
@@ -144,13 +144,8 @@ fn endpoint(container: &Container, listener: &Listener) -> Endpoint {
         return Endpoint { address: address.to_string(), ..Endpoint::default() };
     }
     let bound = listener.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let dialled = match bound {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        address => address,
-    };
     Endpoint {
-        address: SocketAddr::new(dialled, listener.port).to_string(),
+        address: SocketAddr::new(sockets::dialled(bound), listener.port).to_string(),
         within: Some(Within { container: container.name.clone(), pid: container.pid }),
         ..Endpoint::default()
     }
