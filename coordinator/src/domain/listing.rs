@@ -38,6 +38,15 @@ pub enum FilterError {
     Size(usize),
 }
 
+/// The hex digits of a SHA-256 fingerprint, or the first of them, as people write it: in
+/// either case, with or without colons. In lower case.
+pub fn fingerprint_digits(text: &str) -> Option<String> {
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    let good =
+        (LEAST_DIGITS..=64).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    good.then(|| digits.to_ascii_lowercase())
+}
+
 /// Which certificates are meant, beyond a selection. Kinds are joined by AND, entries of one by OR.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -67,12 +76,8 @@ impl Filter {
         if let Some(wrong) = wire.statuses.iter().find(|status| !STATUSES.contains(&status.as_str())) {
             return Err(FilterError::Status(brief(wrong)));
         }
-        let digits = |text: &String| {
-            let digits: String = text.chars().filter(|c| *c != ':').collect();
-            let good = (LEAST_DIGITS..=64).contains(&digits.len())
-                && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if good { Ok(digits.to_ascii_lowercase()) } else { Err(FilterError::Fingerprint(brief(text))) }
-        };
+        let digits =
+            |text: &String| fingerprint_digits(text).ok_or_else(|| FilterError::Fingerprint(brief(text)));
         Ok(Self {
             statuses: wire.statuses.clone(),
             issuers: wire.issuers.iter().map(|issuer| issuer.to_lowercase()).collect(),

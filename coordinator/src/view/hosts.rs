@@ -139,6 +139,11 @@ impl HostView {
         self.seen_of(key).map(|seen| seen.discovered).sum()
     }
 
+    /// Does anything on this host show that key?
+    pub fn shows(&self, key: &IssuerKey) -> bool {
+        self.issued_by(key) + self.unmanaged_of(key) > 0
+    }
+
     fn seen_of<'a>(&'a self, key: &'a IssuerKey) -> impl Iterator<Item = &'a SeenIssuer> {
         self.issuers.iter().filter(|seen| key.is_of(&seen.spki_sha256, &seen.authority_key_id))
     }

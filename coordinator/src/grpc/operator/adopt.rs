@@ -13,6 +13,7 @@ use reseal_proto::v1::{
 use tonic::Status;
 
 use super::OperatorService;
+use crate::domain::listing::fingerprint_digits;
 use crate::domain::renewal;
 use crate::grpc::auth::Caller;
 use crate::grpc::convert::status;
@@ -25,8 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether its report has come, and how soon again: two seconds.
 const REPORT_LOOKS: usize = 20;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
-/// Digits of a fingerprint at least.
-const LEAST_DIGITS: usize = 8;
 /// Lines of a host's answer that are told, and characters of each.
 const MOST_LINES: usize = 20;
 const MOST_CHARACTERS: usize = 500;
@@ -177,10 +176,7 @@ fn found(request: &AdoptRequest, installations: Vec<Installation>) -> Result<Ins
     if let Some(exact) = installations.iter().find(|one| one.id == wanted) {
         return Ok(exact.clone());
     }
-    let digits: String = wanted.chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase();
-    if digits.len() < LEAST_DIGITS || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(unknown());
-    }
+    let digits = fingerprint_digits(wanted).ok_or_else(unknown)?;
     let meant = if request.release { Management::Adopted } else { Management::Discovered };
     let has = |one: &&Installation| {
         let facts = one.certificate.as_ref();

@@ -89,7 +89,8 @@ impl OperatorService {
         let hosts = self.hosts_meant(&listing.selection).await?;
         if listing.is_natural() {
             for host in &hosts {
-                for row in self.rows_of(listing, host).await? {
+                let (installations, _) = self.inventory(host).await?;
+                for row in self.rows_of(listing, host, installations) {
                     if rows.send(Ok(row)).await.is_err() {
                         return Ok(());
                     }
@@ -100,20 +101,15 @@ impl OperatorService {
         let mut window = Window::new(WINDOW, listing.reverse);
         loop {
             for host in &hosts {
-                for row in self.rows_of(listing, host).await? {
+                let (installations, _) = self.inventory(host).await?;
+                for row in self.rows_of(listing, host, installations) {
                     window.offer(sort_key(listing.sort, &row), row.encoded_len(), row);
                 }
                 if rows.is_closed() {
                     return Ok(());
                 }
             }
-            let (sorted, more) = window.take();
-            for row in sorted {
-                if rows.send(Ok(row)).await.is_err() {
-                    return Ok(());
-                }
-            }
-            if !more {
+            if !send_window(&mut window, rows).await {
                 return Ok(());
             }
         }
@@ -124,12 +120,10 @@ impl OperatorService {
         let records = self.store.range::<Host>(keys::HOSTS).await.map_err(|error| status(&error))?;
         let state = self.view.read();
         let shows = |name: &str| {
-            selection.issuer.as_ref().is_none_or(|issuer| {
-                state
-                    .hosts
-                    .get(name)
-                    .is_some_and(|host| host.issued_by(issuer) + host.unmanaged_of(issuer) > 0)
-            })
+            selection
+                .issuer
+                .as_ref()
+                .is_none_or(|issuer| state.hosts.get(name).is_some_and(|host| host.shows(issuer)))
         };
         Ok(records
             .into_iter()
@@ -140,11 +134,16 @@ impl OperatorService {
             .collect())
     }
 
-    async fn rows_of(&self, listing: &Listing, host: &str) -> Result<Vec<CertificateRow>, Status> {
-        let (installations, _) = self.inventory(host).await?;
+    /// Those of a host's installations that are meant.
+    fn rows_of(
+        &self,
+        listing: &Listing,
+        host: &str,
+        installations: Vec<Installation>,
+    ) -> Vec<CertificateRow> {
         let meant = installations.into_iter().filter(|one| listing.selection.installation(host, one));
         let rows = meant.map(|one| self.row(host, one, &listing.authorities, &listing.tainted));
-        Ok(rows.filter(|row| listing.filter.admits(row)).collect())
+        rows.filter(|row| listing.filter.admits(row)).collect()
     }
 
     fn row(
@@ -200,12 +199,8 @@ impl OperatorService {
         };
         let mut reply = ShowCertificateReply::default();
         for host in self.hosts_meant(&listing.selection).await? {
-            let rows = self.rows_of(&listing, &host).await?;
-            if rows.is_empty() {
-                continue;
-            }
-            let (_, findings) = self.inventory(&host).await?;
-            for row in rows {
+            let (installations, findings) = self.inventory(&host).await?;
+            for row in self.rows_of(&listing, &host, installations) {
                 let print = fingerprint(&row);
                 if reply.places.first().is_some_and(|first| fingerprint(first) != print) {
                     return Err(Status::invalid_argument(format!(
@@ -237,6 +232,17 @@ impl OperatorService {
         }
         Ok(reply)
     }
+}
+
+/// Sends the next part of a sorted list; true while there is another one to be made.
+pub(super) async fn send_window<T>(window: &mut Window<T>, rows: &Rows<T>) -> bool {
+    let (sorted, more) = window.take();
+    for row in sorted {
+        if rows.send(Ok(row)).await.is_err() {
+            return false;
+        }
+    }
+    more
 }
 
 fn fingerprint(row: &CertificateRow) -> &[u8] {

@@ -184,10 +184,7 @@ impl OperatorService {
         let candidates: Vec<String> = {
             let state = self.view.read();
             let shows = |host: &crate::view::HostView| {
-                selection
-                    .issuer
-                    .as_ref()
-                    .is_none_or(|issuer| host.issued_by(issuer) + host.unmanaged_of(issuer) > 0)
+                selection.issuer.as_ref().is_none_or(|issuer| host.shows(issuer))
             };
             state
                 .hosts

@@ -7,7 +7,7 @@ use reseal_proto::v1::{Finding, HostFinding, ListFindingsRequest, Selection as W
 use tonic::Status;
 
 use super::OperatorService;
-use super::certificates::{Rows, WINDOW};
+use super::certificates::{Rows, WINDOW, send_window};
 use crate::domain::listing::{FindingFilter, Window, finding_key};
 use crate::domain::selection::Selection;
 use crate::domain::shared::{Hash, Search, Sharing};
@@ -110,13 +110,7 @@ impl OperatorService {
                 }
             }
             shared.iter().cloned().enumerate().for_each(|(number, row)| offer(number, row));
-            let (sorted, more) = window.take();
-            for row in sorted {
-                if rows.send(Ok(row)).await.is_err() {
-                    return Ok(());
-                }
-            }
-            if !more {
+            if !send_window(&mut window, rows).await {
                 return Ok(());
             }
         }
