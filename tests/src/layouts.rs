@@ -18,7 +18,7 @@ use crate::image;
 use crate::machine::Need;
 use crate::openssl::{self, Certificate};
 use crate::process::{command, run};
-use crate::services::{DOMAIN, Endpoint};
+use crate::services::{DOMAIN, Endpoint, HAPROXY};
 
 /// Java opens what is written for it.
 pub const JAVA: &[Need] = &[("keytool", &["default-jre-headless"])];
@@ -345,19 +345,6 @@ fn convert(from: &Path, kind: &str, to: &Path, into: &str) -> Result<()> {
     keytool.args(["-srcstoretype", kind, "-deststoretype", into, "-srckeystore"]);
     run(keytool.arg(from).arg("-destkeystore").arg(to)).map(drop)
 }
-
-const HAPROXY: &str = "\
-global
-    stats socket /run/haproxy-admin.sock mode 600 level admin expose-fd listeners
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 10s
-    timeout server 10s
-frontend tls
-    bind :443 ssl crt /tls/site.pem
-    http-request return status 200 content-type text/plain string \"ok\"
-";
 
 const SERVE_STORE: &str = "openssl pkcs12 -in /tls/site.p12 -passin file:/tls/password -nokeys -cacerts \
      -out /tmp/chain.pem && chain=; if test -s /tmp/chain.pem; then chain='-cert_chain /tmp/chain.pem'; fi; \

@@ -60,6 +60,20 @@ pub struct Service {
     pub(crate) configuration: (&'static str, &'static str, String),
 }
 
+/// A site on HAProxy that answers 200, with its certificate in `/tls/site.pem`.
+pub(crate) const HAPROXY: &str = "\
+global
+    stats socket /run/haproxy-admin.sock mode 600 level admin expose-fd listeners
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 10s
+    timeout server 10s
+frontend tls
+    bind :443 ssl crt /tls/site.pem
+    http-request return status 200 content-type text/plain string \"ok\"
+";
+
 /// The domain all services live under.
 pub const DOMAIN: &str = "fleet.test";
 
@@ -117,22 +131,10 @@ impl Service {
 
     /// A site on HAProxy: certificate and key in one file, master and worker.
     pub fn haproxy(host: &Host, name: &str, port: u16) -> Self {
-        let configuration = "\
-global
-    stats socket /run/haproxy-admin.sock mode 600 level admin expose-fd listeners
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 10s
-    timeout server 10s
-frontend tls
-    bind :443 ssl crt /tls/site.pem
-    http-request return status 200 content-type text/plain string \"ok\"
-";
         let mut service = Self::new(host, name, port, 200);
         service.stop_signal = "SIGUSR1";
         service.command = &["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"];
-        service.configuration = ("/etc/haproxy", "haproxy.cfg", configuration.to_owned());
+        service.configuration = ("/etc/haproxy", "haproxy.cfg", HAPROXY.to_owned());
         service.label("cert.site.names", &service.endpoint.sni.clone());
         service.label("cert.site.path", "/tls/site.pem");
         service.label("cert.site.layout", "combined");
