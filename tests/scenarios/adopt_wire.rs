@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result, ensure};
 use reseal_proto::v1::agent_message::Body as ToCoordinator;
 use reseal_proto::v1::coordinator_message::Body as FromCoordinator;
 use reseal_proto::v1::{
-    Adopt, AdoptOutcome, AdoptReply, AdoptRequest, Adopted, CertificateFacts, Inference, Installation,
-    ListAuditRequest, Management,
+    Adopt, AdoptOutcome, AdoptReply, AdoptRequest, Adopted, CertificateFacts, HostRequest, Inference,
+    Installation, ListAuditRequest, Management,
 };
 use reseal_tests::wire::ask::{as_released, runtime, until};
 use reseal_tests::wire::{Coordinator, Operator, Puppet, Session, installation, inventory};
@@ -48,6 +48,7 @@ fn all() -> Vec<Installation> {
 struct World {
     coordinator: Coordinator,
     operator: Operator,
+    puppet: Puppet,
     session: Session,
 }
 
@@ -56,11 +57,18 @@ async fn world() -> Result<World> {
     let operator = coordinator.operator().await?;
     let puppet = Puppet::enrol(&coordinator, "h1", 0).await?;
     let session = puppet.connect().await?;
-    session.send(ToCoordinator::Inventory(inventory(all()))).await?;
-    let world = World { coordinator, operator, session };
-    until("the inventory on record", 20, async || Ok(ask(&world.operator, ID, true, false).await.ok()))
-        .await?;
+    let world = World { coordinator, operator, puppet, session };
+    world.report().await?;
     Ok(world)
+}
+
+impl World {
+    /// All that there is, on record: at the start of a session the puppet says that it has nothing.
+    async fn report(&self) -> Result<()> {
+        self.session.send(ToCoordinator::Inventory(inventory(all()))).await?;
+        let on_record = async || Ok(ask(&self.operator, ID, true, false).await.ok());
+        until("the inventory on record", 20, on_record).await.map(drop)
+    }
 }
 
 async fn ask(
@@ -166,7 +174,19 @@ fn what_makes_no_sense_never_reaches_the_host() -> Result<()> {
         let outcomes = audited(&world.operator, "installation.adopt").await?;
         ensure!(outcomes == ["refused", "refused", "refused"], "{outcomes:?}");
 
-        // Away: said at once.
+        // Away: said at once. Nothing of the above was ever asked of the host.
+        let session = std::mem::replace(&mut world.session, world.puppet.connect().await?);
+        drop(session);
+        until("the report of its new session", 20, async || {
+            let shown = world.operator.clone().show_host(HostRequest { name: "h1".into() }).await?;
+            Ok((shown.into_inner().installations.is_empty()).then_some(()))
+        })
+        .await?;
+        world.report().await?;
+        let operator = world.operator.clone();
+        let asked = tokio::spawn(async move { ask(&operator, ID, false, false).await });
+        let first = answer(&mut world.session, AdoptOutcome::Adopted, &[]).await?;
+        ensure!(first.installation == ID && asked.await?.is_ok(), "the first one it hears of");
         drop(world.session);
         until("the host is away", 20, async || {
             let shown = ask(&world.operator, ID, true, false).await?;
